@@ -1,0 +1,43 @@
+# make workbook   run every notebook of a preset and report        PRESET=digits CORES=2
+# make test       every test, notebooks included
+# make lab        JupyterLab on the notebooks
+# make bench      side by side with other libraries
+PYTHON ?= python3
+PRESET ?= digits
+CORES ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PYTHONUNBUFFERED := 1
+
+.PHONY: venv workbook test lab bench format clean
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[workflow,figures,test]'
+	touch $(READY)
+
+workbook: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --config preset=$(PRESET)
+	$(BIN)/python -m rqlib.summary
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/peers -r benchmarks/peers.txt
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m benchmarks
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/nbstripout --keep-count --keep-id notebooks/*.ipynb
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .snakemake

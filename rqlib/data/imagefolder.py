@@ -1,0 +1,202 @@
+"""A user's own images: a folder, or a .zip of it, with ``train/CLASS/*`` and ``test/CLASS/*``.
+
+Reading thousands of small files takes a while, so the result is kept as one checked file in
+``RQLIB_CACHE`` (else ``~/.cache/rqlib``) and read again from there until the images change.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rqlib import files, runtime
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+_PARTS = ("train", "test")
+_VERSION = f"1, Pillow {PIL.__version__}"  # of what is kept: another one is read anew
+
+
+def read(path: Path) -> tuple:
+    """(train, test, classes): pairs of images uint8 (N, C, H, W) and labels int64 (N,); class names sorted.
+
+    The images are in a random order that never changes, so that the first n are a fair sample.
+    One channel if every image is gray, else three. All images must have one size.
+
+    Raises:
+        ValueError: what is wrong with which file or folder.
+    """
+    source, cache = _digest(path), cache_file(path)
+    content = _kept(cache, source)
+    if content is None:
+        content = _decoded(path)
+        _keep(cache, source, content)
+    train, test = ((content[f"{part}_images"], content[f"{part}_labels"]) for part in _PARTS)
+    return train, test, tuple(content["classes"])
+
+
+def cache_file(path: Path) -> Path:
+    """Where the tensors of an image folder are kept."""
+    folder = os.environ.get("RQLIB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rqlib")
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+    return Path(folder).expanduser() / f"{path.stem}-{name}.pt"
+
+
+def _digest(path: Path) -> str:
+    """Changes with the images: by the bytes of a .zip; by names, sizes and times of the files of a folder."""
+    if path.is_file():
+        return files.sha256(path)
+    entries = [(name, (path / name).stat()) for name in _names(path) if not name.endswith("/")]
+    lines = [f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in entries]
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
+
+
+def _kept(cache: Path, source: str) -> dict | None:
+    """The kept tensors, if they are whole and of these images."""
+    try:
+        content = files.load_tensors(cache)
+        checksum = content.pop("checksum")
+        return content if checksum == _checksum(source, content) else None
+    except Exception:  # absent, cut off, foreign: read anew from the images
+        return None
+
+
+def _keep(cache: Path, source: str, content: dict) -> None:
+    try:
+        files.save_tensors(cache, {**content, "checksum": _checksum(source, content)})
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        warnings.warn(
+            f"cannot keep the decoded images in {cache} ({error}); every run will read them again from their files. "
+            "Name a folder that can be written in RQLIB_CACHE",
+            stacklevel=2,
+        )
+
+
+def _checksum(source: str, content: dict) -> str:
+    digest = hashlib.sha256(f"{_VERSION}\n{source}\n{content['classes']}\n".encode())
+    for part in _PARTS:
+        images, labels = content[f"{part}_images"], content[f"{part}_labels"]
+        digest.update(f"{tuple(images.shape)}\n".encode())
+        digest.update(images.permute(0, 2, 3, 1).contiguous().numpy())
+        digest.update(labels.numpy())
+    return digest.hexdigest()
+
+
+def _decoded(path: Path) -> dict:
+    """Every image, decoded: the content that is kept."""
+    with _opened(path) as (names, read_bytes):
+        members = _members(path, names)
+        classes = sorted(members["train"])
+        listed = {part: _shuffled(members[part], classes) for part in _PARTS}
+        every = [name for part in _PARTS for name, _ in listed[part]]
+        arrays = {name: _pixels(path, name, read_bytes) for name in runtime.progress(every, f"reading {path.name}")}
+    _check_sizes(path, arrays)
+    gray = all(array.ndim == 2 for array in arrays.values())
+    content: dict = {"classes": classes}
+    for part in _PARTS:
+        names, labels = zip(*listed[part], strict=True)
+        content[f"{part}_images"] = _stacked([arrays[name] for name in names], gray)
+        content[f"{part}_labels"] = torch.tensor(labels)
+    return content
+
+
+def _shuffled(members: dict[str, list[str]], classes: list[str]) -> list[tuple[str, int]]:
+    """(name, label) of every image, in a random order that never changes: the first n are a fair sample."""
+    pairs = [(name, label) for label, kind in enumerate(classes) for name in members.get(kind, ())]
+    return [pairs[i] for i in torch.randperm(len(pairs), generator=runtime.generator(0)).tolist()]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Names of all files and folders in a folder or .zip, a folder's ending in "/", and a reader of files."""
+    if path.is_dir():
+        yield _names(path), lambda name: (path / name).read_bytes()
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"expected a folder or a .zip of images, got {path}, which is no whole .zip ({error})"
+        ) from error
+    with archive:
+        yield archive.namelist(), archive.read
+
+
+def _names(folder: Path) -> list[str]:
+    """Relative names of all that lies under a folder, sorted; a folder's ends in "/"."""
+    names = []
+    for base, folders, plain in os.walk(folder, followlinks=True):
+        inside = Path(base).relative_to(folder)
+        names += [(inside / name).as_posix() + "/" for name in folders]
+        names += [(inside / name).as_posix() for name in plain]
+    return sorted(names)
+
+
+def _members(path: Path, names: list[str]) -> dict[str, dict[str, list[str]]]:
+    """part -> class -> names of its images, checked."""
+    members: dict[str, dict[str, list[str]]] = {part: {} for part in _PARTS}
+    visible = [name for name in sorted(names) if not re.search(r"(^|/)(\.|__MACOSX/)", name)]
+    tops = {name.partition("/")[0] for name in visible}
+    wrapper = f"{tops.pop()}/" if len(tops) == 1 and not tops & members.keys() else ""  # a .zip of the folder itself
+    for name in visible:
+        part, *inner = name.removeprefix(wrapper).split("/")
+        if part in members and len(inner) > 1:
+            images = members[part].setdefault(inner[0], [])
+            if name.lower().endswith(SUFFIXES):
+                images.append(name)
+    _check_members(path, members)
+    return members
+
+
+def _check_members(path: Path, members: dict[str, dict[str, list[str]]]) -> None:
+    for part, classes in members.items():
+        if not classes:
+            raise ValueError(f"{path}: expected images in train/CLASS/* and test/CLASS/*, found no {part}/CLASS/")
+        empty = [kind for kind, images in classes.items() if not images]
+        if empty:
+            raise ValueError(
+                f"{path}: no image in {part}/{empty[0]}/ (of type {' '.join(SUFFIXES)}); fill or remove it"
+            )
+    strange = sorted(members["test"].keys() - members["train"].keys())
+    if strange:
+        raise ValueError(f"{path}: test/ has classes that train/ lacks: {', '.join(strange)}; a class needs both")
+
+
+def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> numpy.ndarray:
+    """One image, uint8: (H, W) if it is gray, else (H, W, 3)."""
+    try:
+        with Image.open(io.BytesIO(read_bytes(name))) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+            return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except Exception as error:
+        raise ValueError(f"cannot read image {name} in {path} ({error}); repair or remove it") from error
+
+
+def _check_sizes(path: Path, arrays: dict[str, numpy.ndarray]) -> None:
+    first, *others = arrays
+    height, width = arrays[first].shape[:2]
+    for name in others:
+        if arrays[name].shape[:2] != (height, width):
+            got = "{1}x{0}".format(*arrays[name].shape)
+            raise ValueError(
+                f"{path}: expected all images of one size, {width}x{height} as {first}, got {got} in {name}; "
+                "resize the images first"
+            )
+
+
+def _stacked(arrays: list[numpy.ndarray], gray: bool) -> Tensor:
+    """uint8 (N, C, H, W), memory channels_last; a gray image among others is repeated to three channels."""
+    channels = 1 if gray else 3
+    alike = [numpy.repeat(array[..., None], channels, 2) if array.ndim == 2 else array for array in arrays]
+    return torch.from_numpy(numpy.stack(alike)).permute(0, 3, 1, 2)

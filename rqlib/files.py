@@ -1,0 +1,111 @@
+"""Files that are whole or absent: atomic writes, checked tensors, one owner a folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
+
+    A crash, a full disk or ``kill -9`` leaves the old file as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    part.chmod(0o644)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_text(path: str | Path, text: str) -> None:
+    """Write a text (UTF-8) atomically."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: str | Path, content: dict) -> None:
+    """Write a dict of tensors and plain values atomically (torch's zip format)."""
+    with atomic(path) as part:
+        torch.save(content, part)
+
+
+def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
+    """Read a dict of tensors; code inside a pickle is never executed (``weights_only=True``).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, foreign, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(
+            f"{path}: not a whole checkpoint of tensors ({reason}); nothing of it was executed. "
+            "Save weights as a plain state dict: torch.save(model.state_dict(), path)"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
+    return content
+
+
+class Lock:
+    """An advisory lock on a folder, released by the operating system when its process dies."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._handle: int | None = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise RuntimeError(
+                f"output folder in use: another run writes to {self.folder}; "
+                "wait for it, or give this run another identity"
+            ) from None
+
+    def release(self) -> None:
+        """Give the folder back; harmless when called twice."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def project_root() -> Path:
+    """The folder of data/, params/ and outputs/: ``RQLIB_ROOT``, else the nearest one with its pyproject.toml.
+
+    Searched upward from the working folder, then upward from this file; else the working folder.
+    """
+    if root := os.environ.get("RQLIB_ROOT"):
+        return Path(root).expanduser().resolve()
+    above = [Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents]
+    return next((folder for folder in above if _is_workbook(folder / "pyproject.toml")), Path.cwd())
+
+
+def _is_workbook(project: Path) -> bool:
+    return project.is_file() and 'name = "rqlib"' in project.read_text(encoding="utf-8")

@@ -1,0 +1,44 @@
+"""Wide residual networks with pre-activation (arXiv 1605.07146)."""
+
+from torch import Tensor, nn
+
+from rqlib.models.blocks import named, network, pooled_classifier, scaled
+from rqlib.vocabulary import ImageSpec
+
+
+class PreActivation(nn.Module):
+    """BN, ReLU, conv3, BN, ReLU, (dropout,) conv3; plus x, or plus a 1x1 convolution of the first ReLU's output."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
+        super().__init__()
+        self.same = stride == 1 and inputs == outputs
+        self.activate = _activate(inputs)
+        self.body = named(
+            conv1=nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            activate=_activate(outputs),
+            dropout=nn.Dropout(dropout),
+            conv2=nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+        )
+        self.shortcut = nn.Identity() if self.same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.activate(x)
+        return self.body(activated) + self.shortcut(x if self.same else activated)
+
+
+def wide_resnet(spec: ImageSpec, width: float = 1.0, *, depth: int, factor: int, dropout: float = 0.0) -> nn.Sequential:
+    """conv3 16, three groups of (depth - 4) / 6 blocks on 16k, 32k, 64k channels (k = ``factor``), mean, FC K."""
+    inputs = scaled(16, width)
+    parts = {"stem": nn.Conv2d(spec.channels, inputs, 3, 1, 1, bias=False)}
+    for index in range(3):
+        group, outputs = nn.Sequential(), scaled(16 * 2**index * factor, width)
+        for repeat in range((depth - 4) // 6):
+            stride = 2 if index > 0 and repeat == 0 else 1
+            group.append(PreActivation(inputs, outputs, stride, dropout))
+            inputs = outputs
+        parts[f"group{index + 1}"] = group
+    return network(spec, **parts, activate=_activate(inputs), classifier=pooled_classifier(inputs, spec))
+
+
+def _activate(channels: int) -> nn.Sequential:
+    return named(norm=nn.BatchNorm2d(channels), relu=nn.ReLU())

@@ -1,0 +1,59 @@
+"""Shape letters, `ImageSpec`, and the aliases every other file speaks in.
+
+Shape letters: B batch, C channels, H height, W width, K classes. Images are ``x: (B, C, H, W)``
+float in [0, 1]; labels are ``y: (B,)`` int64; a classifier maps x to ``logits: (B, K)``.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, x, y) -> scalar loss, differentiable in the model's parameters."""
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(model, x, y) -> adversarial x of the same shape, in [0, 1]."""
+
+Projection = Callable[[Tensor], Tensor]
+"""tensor -> the nearest tensor of a set."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network must know of its images: shape, number of classes, normalization.
+
+    ``mean`` and ``std`` are per channel, in pixels of [0, 1]; the normalization is the first layer
+    of every network, so that pixels go in.
+    """
+
+    channels: int = 3
+    height: int = 32
+    width: int = 32
+    num_classes: int = 10
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+    def __post_init__(self):
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if min(self.channels, self.height, self.width, self.num_classes) < 1:
+            raise ValueError(f"expected positive channels, height, width and num_classes, got {self}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"expected mean and std of {self.channels} channels, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"expected std > 0 in every channel, got {self.std}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+
+def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for an unknown name: what it is, the nearest known name, and all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {kind} {name!r}{hint}; known: {', '.join(known)}"

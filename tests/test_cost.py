@@ -1,0 +1,136 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+from rqlib import cost, models
+from rqlib.vocabulary import ImageSpec
+
+COLOR = ImageSpec()
+GRAY = ImageSpec(1, 28, 28, 10, (0.13,), (0.31,))
+
+
+def flops(model, spec):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, *spec.shape))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", [*models.MODELS, "torchvision:mobilenet_v2", "torchvision:densenet121"])
+def test_macs_are_those_of_the_flop_counter_and_no_parameter_is_lost(name):
+    width = {"WRN_28_10": 0.05, "SmallCNN": 1.0}.get(name, 1.0 if ":" in name else 0.125)
+    model = models.build(name, COLOR, width=width)
+    totals = cost.totals(cost.profile(model, COLOR))
+    assert 2 * totals["macs"] == flops(model, COLOR)
+    assert totals["params"] == sum(p.numel() for p in model.parameters())
+    assert totals["bits"] == 32 * totals["params"]
+
+
+def test_lenet_by_hand():
+    frame = cost.profile(models.build("LeNet", GRAY), GRAY)
+    assert frame["kind"].tolist() == ["Conv2d", "Conv2d", "Linear", "Linear"]
+    assert frame["params"].tolist() == [520, 25050, 400500, 5010]
+    assert frame["macs"].tolist() == [24 * 24 * 500, 8 * 8 * 25000, 400000, 5000]
+    assert frame["output_shape"].tolist() == [(20, 24, 24), (50, 8, 8), (500,), (10,)]
+    assert frame["layer"].tolist() == ["features.0", "features.2", "classifier.linear1", "classifier.linear2"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    side=st.integers(8, 12),
+)
+def test_macs_of_any_convolution(groups, inputs, outputs, kernel, stride, padding, dilation, side):
+    channels = groups * inputs
+    spec = ImageSpec(channels, side, side + 1, 10, (0.5,) * channels, (0.5,) * channels)
+    convolution = nn.Conv2d(channels, groups * outputs, kernel, stride, padding, dilation, groups)
+    assert 2 * cost.profile(convolution, spec)["macs"].sum() == flops(convolution, spec)
+
+
+def test_a_layer_called_twice_counts_twice_and_one_never_called_not_at_all():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.never = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.twice(self.twice(x))
+
+    frame = cost.profile(Net(), COLOR).set_index("layer")
+    assert frame.loc["twice", "macs"] * 2 == flops(Net(), COLOR) == 2 * 2 * 32 * 32 * 81
+    assert frame.loc["never", ["params", "macs", "output_shape"]].tolist() == [25, 0, None]
+
+
+def test_nonzero_parameters_are_counted():
+    model = models.build("LeNet", GRAY)
+    with torch.no_grad():
+        model.classifier.linear1.bias.fill_(1.0)
+        model.classifier.linear1.weight[:100] = 0
+    frame = cost.profile(model, GRAY).set_index("layer")
+    assert frame.loc["classifier.linear1", "nonzero"] == 400 * 800 + 500
+
+
+class Masked(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.score = nn.Parameter(torch.zeros_like(mask))
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+def test_effective_weights_of_a_parametrized_layer_are_counted():
+    model = models.build("LeNet", GRAY)
+    before = cost.profile(model, GRAY)
+    layer = model.features[2]
+    nn.init.constant_(layer.bias, 1.0)
+    parametrize.register_parametrization(
+        layer, "weight", Masked((torch.arange(20 * 25) % 4 == 0).float().view(20, 5, 5))
+    )
+    after = cost.profile(model, GRAY)
+    unchanged = ["layer", "kind", "params", "macs", "bits", "output_shape"]
+    assert after[unchanged].equals(before[unchanged])
+    assert after["nonzero"][1] == 50 * 500 // 4 + 50
+
+
+def test_bits_follow_the_type_of_the_parameters():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    model[1].bias.data = model[1].bias.data.double()
+    model[1].weight.data = model[1].weight.data.double()
+    frame = cost.profile(nn.Sequential(_Double(), model), COLOR)
+    assert frame["bits"].tolist() == [64 * 30730]
+
+
+class _Double(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+def test_profile_leaves_the_model_as_it_was():
+    model = models.build("ResNet_18", COLOR, width=0.1).train()
+    model.stage1.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    cost.profile(model, COLOR)
+    assert model.training
+    assert not model.stage1.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_weight_count_leaves_out_biases_and_batchnorm():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 2))
+    assert cost.weight_count(model) == 4 * 27 + 7200
+    frame = cost.profile(model, COLOR)
+    assert frame["kind"].tolist() == ["Conv2d", "BatchNorm2d", "Linear"]
+    assert frame["params"].tolist() == [112, 8, 7202]
+    assert frame["macs"][1] == 0
