@@ -87,7 +87,7 @@ RECIPES = {
     "seed003": Recipe(10, batch_size=100, lr=1e-3, augment=False),
     "hydra": Recipe(100, lr=0.1, weight_decay=1e-4, schedule="cosine"),
     "fast": Recipe(24, lr=0.2, **_FAST),
-    "quick": Recipe(10, lr=0.1, **_FAST),
+    "quick": Recipe(16, lr=0.1, **_FAST),
 }
 
 
