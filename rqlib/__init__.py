@@ -14,15 +14,22 @@ Who may import whom: strictly downward.
 | 1 | `data` | named datasets as uint8 tensors; batches; splits |
 | 1 | `models` | `MODELS`, `build`; one file a family |
 | 1 | `report` | executed notebooks as one offline HTML |
+| 1 | `projections` | norm balls and other sets: the nearest point, the steepest direction |
+| 1 | `attack_losses` | what an attack climbs: cross-entropy, margin, DLR |
+| 1 | `ascent` | an attack's machinery: no trace, scores, the strongest of each image |
+| 1 | `straight_through` | gradients straight through rounding and clamps |
 | 2 | `checkpoints` | plain weights with name and `ImageSpec`, rebuilt without executing anything |
-| 2 | `cost` | parameters and MACs per layer |
+| 2 | `cost` | parameters, MACs and stored bits per layer |
 | 2 | `run` | a checked batch run of a notebook |
+| 2 | `attacks` | FGSM, PGD, WRM, noise |
+| 2 | `autoattack` | Square and AutoAttack, where pyautoattack is installed |
 | 3 | `objectives` | what training minimizes |
-| 3 | `evaluate` | accuracies, streamed |
+| 3 | `evaluate` | accuracies, clean and under attack, streamed |
 | 3 | `recipes` | learning-rate schedules and named recipes |
+| 3 | `diagnostics` | twenty checks that an attack was strong enough |
 | 4 | `train` | `fit`, the only supervised loop |
 | 5 | `results` | run folders, rows, checkpoints |
-| 6 | `plots` | tables to figures |
+| 6 | `plots` | the house template; tables to figures |
 | 6 | `summary` | where everything lies, with the key figures |
 | 7 | `widgets` | choose, redraw |
 """

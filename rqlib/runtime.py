@@ -92,7 +92,7 @@ def using(device: str = "auto", precision: str = "auto") -> Iterator[Policy]:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid, inside the block, float32 products on a GPU with 11 significant bits (TF32); sums stay float32."""
+    """Allow or forbid, inside the block, products of 11 significant bits on a GPU (TF32); sums stay float32."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = allowed

@@ -73,3 +73,13 @@ def test_seed_everything_repeats():
 def test_describe_and_progress(capsys):
     assert {"processor", "cores", "gpu", "torch"} <= set(runtime.describe())
     assert list(runtime.progress(range(3), "three")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_allowed_or_not_inside_the_block_alone(allowed):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    with pytest.raises(KeyboardInterrupt), runtime.tf32(allowed):
+        assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+        raise KeyboardInterrupt
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
