@@ -11,25 +11,41 @@ Who may import whom: strictly downward.
 | 0 | `vision` | torchvision, also beside a CPU-only torch |
 | 0 | `parameters` | names and types of a notebook's parameters |
 | 0 | `provenance` | commit, fingerprint of the code, versions of the libraries |
+| 0 | `rounding` | to the nearest value of a format, on the bits of a float |
 | 1 | `data` | named datasets as uint8 tensors; batches; splits |
 | 1 | `models` | `MODELS`, `build`; one file a family |
 | 1 | `report` | executed notebooks as one offline HTML |
+| 1 | `ledger` | rows that survive a crash |
 | 1 | `projections` | norm balls and other sets: the nearest point, the steepest direction |
 | 1 | `attack_losses` | what an attack climbs: cross-entropy, margin, DLR |
 | 1 | `ascent` | an attack's machinery: no trace, scores, the strongest of each image |
 | 1 | `straight_through` | gradients straight through rounding and clamps |
+| 1 | `formats` | `Format(bits, exponent_bits)`: INT, POT, FLOAT; codebooks |
+| 1 | `quantization_points` | where a network's signals are quantized |
+| 1 | `int8` | convolutions and products of 8-bit integers, exactly |
 | 2 | `checkpoints` | plain weights with name and `ImageSpec`, rebuilt without executing anything |
 | 2 | `cost` | parameters, MACs and stored bits per layer |
 | 2 | `run` | a checked batch run of a notebook |
 | 2 | `attacks` | FGSM, PGD, WRM, noise |
 | 2 | `autoattack` | Square and AutoAttack, where pyautoattack is installed |
+| 2 | `parametrizations` | `Quantized`, `bake` |
+| 2 | `observers` | ranges of signals, and the scale that a format takes from them |
+| 2 | `requantize` | from sums of integers to the next layer's codes |
 | 3 | `objectives` | what training minimizes |
 | 3 | `evaluate` | accuracies, clean and under attack, streamed |
 | 3 | `recipes` | learning-rate schedules and named recipes |
 | 3 | `diagnostics` | twenty checks that an attack was strong enough |
+| 3 | `similarity` | how far quantized weights are from the float ones |
+| 3 | `calibration` | fold, observe once, freeze |
+| 3 | `layer_formats` | a layer's weight and bias on a format |
+| 3 | `integer` | the integer form of a quantized network |
+| 3 | `mixed_precision` | a budget of bits divided among layers |
 | 4 | `train` | `fit`, the only supervised loop |
+| 4 | `quantize` | post-training quantization and the sweep over formats |
 | 5 | `results` | run folders, rows, checkpoints |
 | 6 | `plots` | the house template; tables to figures |
 | 6 | `summary` | where everything lies, with the key figures |
+| 7 | `figures_quantization` | figures of quantization |
 | 7 | `widgets` | choose, redraw |
+| 8 | `widgets_quantization` | weights of any layer in any format |
 """

@@ -1,5 +1,7 @@
 """What a network costs, layer by layer: parameters, multiply-accumulates, bits."""
 
+import math
+
 import pandas
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,47 @@ def totals(frame: pandas.DataFrame) -> dict[str, int]:
 def weight_count(model: nn.Module) -> int:
     """Weights of convolutions and linear layers, without biases and BatchNorm."""
     return sum(layer.weight.numel() for _, layer in layers.weighted_layers(model))
+
+
+@torch.no_grad()
+def storage(model: nn.Module) -> dict[str, float]:
+    """Bits that the weights of convolutions and linear layers take, as float32 and coded.
+
+    A weight with a format takes the format's bits, another ``ceil(log2 distinct values)`` and a codebook of
+    those values, or 32 where that is no less. Each layer is coded in the cheaper way: all of its weights, or
+    its nonzero weights and an index of where they are, the cheaper of a bitmap (one bit a weight) and gaps
+    (``log2 of the mean gap + 2`` bits a nonzero weight). Scales and codebook entries take 32 bits each.
+
+    Returns:
+        dense_bits (32 a weight), coded_bits, index_bits, ratio (dense / coded) and ratio_with_index
+        (dense / (coded + index)).
+    """
+    coded = [_coded(layer) for _, layer in layers.weighted_layers(model)]
+    dense, codes, index = 32 * weight_count(model), sum(bits for bits, _ in coded), sum(bits for _, bits in coded)
+    ratios = {"ratio": dense / max(codes, 1), "ratio_with_index": dense / max(codes + index, 1)}
+    return {"dense_bits": dense, "coded_bits": codes, "index_bits": index, **ratios}
+
+
+def _coded(layer: nn.Module) -> tuple[int, int]:
+    """(coded bits, index bits) of a layer's weight."""
+    weight = layer.weight
+    count, nonzero = weight.numel(), int(weight.count_nonzero())
+    bits, nonzero_bits, table = _bits_a_weight(layer)
+    gap = math.ceil(math.log2(max(count / max(nonzero, 1), 1))) + 2
+    ways = [(count * bits + table, 0), (nonzero * nonzero_bits + table, min(count, nonzero * gap))]
+    return min(ways, key=sum)
+
+
+def _bits_a_weight(layer: nn.Module) -> tuple[int, int, int]:
+    """(bits a weight, bits a nonzero weight, bits of scales or codebook)."""
+    steps = list(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else []
+    if steps and hasattr(steps[-1], "format"):
+        return steps[-1].format.bits, steps[-1].format.bits, 32 * steps[-1].scale.numel()
+    values = layer.weight.unique()
+    distinct, nonzero = len(values), int(values.count_nonzero())
+    if 32 * nonzero + layer.weight.numel() * math.ceil(math.log2(max(distinct, 2))) >= 32 * layer.weight.numel():
+        return 32, 32, 0
+    return math.ceil(math.log2(max(distinct, 2))), math.ceil(math.log2(max(nonzero, 2))), 32 * nonzero
 
 
 def _tensors(name: str, module: nn.Module) -> list[Tensor]:

@@ -13,6 +13,7 @@ from rqlib import models
 
 # Okabe and Ito's colors, told apart with every kind of color vision; their yellow is too pale for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8C564B", "#7F3C8D")
+KINDS = {"INT": PALETTE[0], "POT": PALETTE[1], "FLOAT": PALETTE[2]}
 SCALE = "Cividis"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 

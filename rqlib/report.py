@@ -23,6 +23,9 @@ _OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
+{% block html_head_css %}<style>
+math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
+</style>{% endblock %}
 """  # the template of JupyterLab without the scripts it would load from the network
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from rqlib import cost, models
+from rqlib import cost, formats, layer_formats, models
 from rqlib.vocabulary import ImageSpec
 
 COLOR = ImageSpec()
@@ -134,3 +134,54 @@ def test_weight_count_leaves_out_biases_and_batchnorm():
     assert frame["kind"].tolist() == ["Conv2d", "BatchNorm2d", "Linear"]
     assert frame["params"].tolist() == [112, 8, 7202]
     assert frame["macs"][1] == 0
+
+
+def layer_with(weight, format=None):
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight.clone()
+    if format is not None:
+        layer_formats.quantize_weight(layer, format, "channel")
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_quantized_weight_takes_the_bits_of_its_format_and_its_scales(bits):
+    weight = torch.rand(20, 500) + 0.5
+    found = cost.storage(layer_with(weight, formats.INT(bits)))
+    assert found == {
+        "dense_bits": 32 * 10_000,
+        "coded_bits": bits * 10_000 + 32 * 20,
+        "index_bits": 0,
+        "ratio": 320_000 / (bits * 10_000 + 640),
+        "ratio_with_index": 320_000 / (bits * 10_000 + 640),
+    }
+
+
+def test_float_weights_are_stored_as_they_are():
+    found = cost.storage(layer_with(torch.randn(20, 500)))
+    assert (found["coded_bits"], found["index_bits"], found["ratio"]) == (320_000, 0, 1)
+
+
+def test_few_distinct_values_are_a_codebook():
+    weight = torch.tensor([-1.0, 0.5, 2.0, 7.0])[torch.arange(10_000) % 4].view(20, 500)
+    assert cost.storage(layer_with(weight))["coded_bits"] == 2 * 10_000 + 4 * 32
+
+
+@pytest.mark.parametrize(("kept", "bitmap"), [(0.3, True), (0.01, False)])
+def test_sparse_weights_pay_for_the_index_too(kept, bitmap):
+    torch.manual_seed(0)
+    weight = torch.randn(100, 100) * (torch.rand(100, 100) < kept)
+    nonzero = int(weight.count_nonzero())
+    found = cost.storage(layer_with(weight))
+    assert found["coded_bits"] == 32 * nonzero
+    gaps = nonzero * (torch.tensor(10_000 / nonzero).log2().ceil().item() + 2)
+    assert found["index_bits"] == (10_000 if bitmap else gaps)
+    assert found["index_bits"] == min(10_000, gaps)
+    assert found["ratio"] > found["ratio_with_index"] > 1
+
+
+def test_storage_adds_up_over_layers():
+    one, two = (layer_with(torch.rand(4, 100) + 1, formats.INT(bits)) for bits in (4, 8))
+    both = cost.storage(nn.Sequential(one, two, nn.BatchNorm1d(4)))
+    for column in ("dense_bits", "coded_bits", "index_bits"):
+        assert both[column] == cost.storage(one)[column] + cost.storage(two)[column]

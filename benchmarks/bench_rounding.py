@@ -1,0 +1,77 @@
+"""Rounding 10 million values against a memory copy, a float library, and the search for the nearest level."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from benchmarks import row
+from rqlib.formats import FLOAT, INT, POT, Format
+
+COUNT = 10_000_000
+FORMATS = (INT(8), POT(4), FLOAT(8, 4))
+
+
+def by_search(format: Format, x: Tensor) -> Tensor:
+    """The nearest level by bisection in the table of levels."""
+    middles = (format.levels[1:] + format.levels[:-1]) / 2
+    return format.levels[torch.bucketize(x, middles)]
+
+
+def by_table(format: Format, x: Tensor, block: int = 100_000) -> Tensor:
+    """The nearest level by looking at all of them, block by block."""
+    nearest = [(part[:, None] - format.levels).abs_().argmin(1) for part in x.flatten().split(block)]
+    return format.levels[torch.cat(nearest)].view_as(x)
+
+
+def by_gfloat(format: Format, x: Tensor) -> Tensor:
+    """The same format described to gfloat."""
+    gfloat = importlib.import_module("gfloat")
+    info = gfloat.FormatInfo(
+        format.name,
+        format.bits,
+        format.significant_bits,
+        bias=2 ** (format.exponent_bits - 1) - 1,
+        is_signed=True,
+        domain=gfloat.Domain.Finite,
+        has_nz=True,
+        num_high_nans=0,
+        has_subnormals=True,
+        is_twos_complement=False,
+    )
+    return gfloat.round_ndarray(info, x, gfloat.RoundMode.TiesToEven, sat=True)
+
+
+def agreement(format: Format, x: Tensor, peer) -> str:
+    """How many of the values are the same (ties may fall elsewhere in a search), before anything is timed."""
+    same = (format.round_compiled(x) == format.round(x)).all()
+    return (
+        f"compiled = eager: {bool(same)}; peer the same for {(peer(format, x) == format.round(x)).double().mean():.6%}"
+    )
+
+
+def measure() -> list[dict]:
+    """For each format: compiled and eager against a copy, compiled against the peers."""
+    x = torch.randn(COUNT, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for format in FORMATS:
+        scaled = x * (format.max / x.abs().max())
+        compiled, eager = functools.partial(format.round_compiled, scaled), functools.partial(format.round, scaled)
+        work = f"round 10 M values to {format.name}"
+        rows.append(row(f"{work}, compiled", "memory copy", compiled, scaled.clone, at_least=0.5, agree="-", repeats=9))
+        rows.append(row(f"{work}, eager", "memory copy", eager, scaled.clone, at_least=0.0, agree="-", repeats=9))
+        peers = {"nearest level by bisection": by_search}
+        if importlib.util.find_spec("gfloat"):
+            peers["gfloat"] = by_gfloat
+        for name, peer in peers.items():
+            agree = agreement(format, scaled[:1_000_000], peer)
+            theirs = functools.partial(peer, format, scaled)
+            rows.append(row(f"{work}, compiled", name, compiled, theirs, at_least=2.0, agree=agree))
+        part = scaled[: COUNT // 100]
+        ours, theirs = functools.partial(format.round, part), functools.partial(by_table, format, part)
+        agree = agreement(format, part, by_table)
+        rows.append(
+            row(f"round 0.1 M values to {format.name}, eager", "all levels", ours, theirs, at_least=5.0, agree=agree)
+        )
+    return rows

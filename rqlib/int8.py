@@ -1,0 +1,66 @@
+"""Convolutions on the processor's 8-bit integer instructions (oneDNN): exact sums, faster than float32."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LARGEST = 127
+ZERO_POINT = 128  # signed codes are stored as code + 128, as the instructions want one operand unsigned
+
+
+class Conv2d(nn.Module):
+    """A convolution of 8-bit codes: float32 codes in, their exact sums out as float32 (rounded above 2^24).
+
+    Args:
+        layer: a convolution without bias whose weights are whole numbers within +-127.
+        nonnegative: whether codes are 0 .. 127 rather than -127 .. 127.
+    """
+
+    def __init__(self, layer: nn.Conv2d, *, nonnegative: bool):
+        super().__init__()
+        self.zero_point = 0 if nonnegative else ZERO_POINT
+        self.geometry = list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
+        self.register_buffer("ones", torch.ones(layer.out_channels))
+        self.register_buffer("zeros", torch.zeros(layer.out_channels, dtype=torch.int32))
+        self.packed = torch.ops.onednn.qconv_prepack(
+            layer.weight.detach().to(torch.int8), self.ones, 1.0, self.zero_point, *self.geometry, None
+        )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        stored = (codes + self.zero_point if self.zero_point else codes).to(torch.uint8)
+        return torch.ops.onednn.qconv2d_pointwise(
+            *(stored, 1.0, self.zero_point, self.packed, self.ones, self.zeros, None, *self.geometry),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+
+
+def fits(layer: nn.Module, largest_code: float) -> bool:
+    """Whether `Conv2d` can stand for a layer whose input's codes are at most so large."""
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return False
+    weight = layer.weight
+    return largest_code <= LARGEST and bool((weight.abs().amax() <= LARGEST) & (weight == weight.round()).all())
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this machine and this build of torch compute 8-bit convolutions exactly; found by trying.
+
+    Processors without the VNNI instructions saturate sums of products at 16 bits; they are not used.
+    """
+    try:
+        return all(_is_exact(groups, sign) for groups in (1, 64) for sign in (0, -1))
+    except (RuntimeError, AttributeError, TypeError):  # no oneDNN, or its operators have another form
+        return False
+
+
+def _is_exact(groups: int, lowest: int) -> bool:
+    """Whether the largest codes give the right sums."""
+    layer = nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=groups)
+    generator = torch.Generator().manual_seed(0)
+    layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=generator).float() * 2 - LARGEST
+    codes = LARGEST * torch.randint(lowest, 2, (2, 64, 8, 8), generator=generator).float()
+    expected = F.conv2d(codes.double(), layer.weight.double(), padding=1, groups=groups)
+    return torch.equal(Conv2d(layer, nonnegative=lowest == 0)(codes).double(), expected)

@@ -1,0 +1,90 @@
+"""What stands between a layer's stored tensor and the one it computes with (``torch.nn.utils.parametrize``)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from rqlib.formats import Format
+
+
+class Quantized(nn.Module):
+    """x on the grid of a format: ``scale round(x / scale)``; the gradient passes inside the range and is 0 outside.
+
+    As the parametrization of a weight it quantizes the weight, as a module in the flow of a network it
+    quantizes the signal.
+
+    Args:
+        scale: what one unit of the format is worth; one number, or a shape that broadcasts against x
+            (one scale an output channel).
+
+    Source: straight-through estimator, Y. Bengio et al. 2013, arXiv:1308.3432; its mask as in B. Jacob et al.
+    2018, arXiv:1712.05877.
+    """
+
+    def __init__(self, format: Format, scale: Tensor):
+        super().__init__()
+        self.format = format
+        self.register_buffer("scale", scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return _FakeQuantize.apply(x, self.scale, self.format)
+        return self.format.round(x / self.scale) * self.scale
+
+    def right_inverse(self, x: Tensor) -> Tensor:
+        """What to store so that x is computed with: x itself (assigning to ``layer.weight`` works)."""
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.format.name}, {self.scale.numel()} scale{'s' if self.scale.numel() > 1 else ''}"
+
+
+class _FakeQuantize(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, format: Format) -> Tensor:
+        return format.round(x / scale) * scale
+
+    @staticmethod
+    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+        x, scale, format = inputs
+        context.save_for_backward(x.abs() <= format.max * scale)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple:
+        (inside,) = context.saved_tensors
+        return gradient * inside, None, None
+
+
+def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:
+    """The `Quantized` that a layer's tensor goes through last, None where there is none."""
+    if not parametrize.is_parametrized(layer, name):
+        return None
+    return next((step for step in reversed(layer.parametrizations[name]) if isinstance(step, Quantized)), None)
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """A copy whose weights are the effective ones, plain and trainable as before; its state dict fits the plain model.
+
+    A weight is trainable if a stored tensor or anything it is computed from was.
+    """
+    baked = copy.deepcopy(model)
+    for module in list(baked.modules()):
+        if parametrize.is_parametrized(module):
+            _bake(module)
+    return baked
+
+
+@torch.no_grad()
+def _bake(module: nn.Module) -> None:
+    """Not by ``remove_parametrizations``: copies share a class, and it would take the weight from the original too."""
+    steps = module.parametrizations
+    trainable = {name: any(parameter.requires_grad for parameter in steps[name].parameters()) for name in steps}
+    values = {name: getattr(module, name).clone() for name in steps}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=trainable[name]))

@@ -1,0 +1,260 @@
+"""Post-training quantization of any network, and the sweep over many formats.
+
+Bias rules: ``float`` leaves biases alone; ``seed`` puts them on a grid in units of the layer's sum, ``s_x s_w``:
+integers of 32 bits for INT, POT_8 for POT, FLOAT_16_E7 for FLOAT.
+"""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas
+from torch import Tensor, nn
+
+from rqlib import calibration, cost, evaluate, integer, layer_formats, layers, observers, runtime, similarity
+from rqlib.calibration import Calibrated
+from rqlib.formats import INT, Format, parse
+from rqlib.ledger import Ledger
+from rqlib.parametrizations import Quantized
+from rqlib.vocabulary import ImageSpec
+
+BIASES = ("float", "seed")
+Formats = Format | str | Mapping[str, Format | str]
+
+
+def ptq(
+    model: nn.Module,
+    format: Formats,
+    calibration_images: Tensor,
+    *,
+    granularity: str = "tensor",
+    activations: bool | Format | str = True,
+    ranges: str = "minmax",
+    bias: str = "float",
+) -> nn.Module:
+    """A quantized copy of a network: weights and signals on the grid of a format, gradients straight through.
+
+    It computes ``scale round(x / scale)`` in floating point, for attacks and to be trained on (`train.fit`);
+    `integer.lower` gives its integer form. Signals are quantized where `quantization_points` says; the first
+    is the normalized image. Under a bfloat16 policy autocast rounds operands once more: scores are for
+    float32, or for `sweep`.
+
+    Args:
+        model: pixels to logits; any network that torch.fx can trace (weights alone: any network).
+        format: of the weights; or layer name -> format, layers without one stay float.
+        calibration_images: plain training images, uint8 or in [0, 1]; 1,024 are plenty.
+        granularity: one weight scale a ``tensor``, or one an output ``channel``.
+        activations: True for the format of the weights, False for none, or a format.
+        ranges: minmax | percentile (of signals; weights keep minmax) | mse.
+        bias: float | seed.
+
+    Raises:
+        ValueError: as `calibration.calibrate` and `apply`.
+    """
+    calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=activations is not False)
+    return apply(calibrated, format, granularity=granularity, activations=activations, bias=bias)
+
+
+def apply(
+    calibrated: Calibrated,
+    format: Formats,
+    *,
+    granularity: str = "tensor",
+    activations: bool | Format | str = True,
+    bias: str = "float",
+) -> nn.Module:
+    """A copy of a calibrated network on the grid of a format. Arguments as `ptq`.
+
+    Raises:
+        ValueError: unknown option or layer; one format for the signals cannot be told; a bias rule that
+            needs quantized signals where there are none.
+    """
+    if granularity not in layer_formats.GRANULARITIES:
+        raise ValueError(f"expected granularity {' | '.join(layer_formats.GRANULARITIES)}, got {granularity!r}")
+    if bias not in BIASES:
+        raise ValueError(f"expected bias {' | '.join(BIASES)}, got {bias!r}")
+    if bias == "seed" and (activations is False or not calibrated.signals):
+        raise ValueError("bias='seed' scales by s_x s_w and so needs quantized signals; use bias='float'")
+    network = copy.deepcopy(calibrated.network)
+    for name, chosen in _weight_formats(network, format).items():
+        layer_formats.quantize_weight(network.get_submodule(name), chosen, granularity, calibrated.ranges)
+    if calibrated.signals and activations is not False:
+        chosen = _signal_format(format, activations)
+        for name, observed in calibrated.signals.items():
+            scale = observers.scale(observed, chosen, calibrated.ranges)
+            setattr(network.quantizers, name, Quantized(chosen, scale))
+    if bias == "seed":
+        layer_formats.quantize_biases(network, layer_formats.SEED_BIASES)
+    return network
+
+
+def _weight_formats(network: nn.Module, format: Formats) -> dict[str, Format]:
+    names = [name for name, _ in layers.weighted_layers(network)]
+    if not isinstance(format, Mapping):
+        return dict.fromkeys(names, parse(format))
+    if unknown := set(format) - set(names):
+        raise ValueError(f"no convolution or linear layer is named {sorted(unknown)}; there are {', '.join(names)}")
+    return {name: parse(chosen) for name, chosen in format.items()}
+
+
+def _signal_format(format: Formats, activations: bool | Format | str) -> Format:
+    if activations is not True:
+        return parse(activations)
+    if isinstance(format, Mapping):
+        raise ValueError("weights have a format a layer; say which the signals take, activations=INT(8), or False")
+    return parse(format)
+
+
+def sweep(
+    model: nn.Module,
+    formats: Iterable[Format | str],
+    calibration_images: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    granularity: str = "tensor",
+    ranges: str = "minmax",
+    bias: str = "float",
+    measures: Iterable[str] = ("js", "relative_error"),
+    per_layer: bool = False,
+    batch_size: int = 100,
+    checkpoint: str | Path | None = None,
+) -> pandas.DataFrame:
+    """Quantize one network to many formats and score each on labeled images: one row a format.
+
+    It calibrates once, runs the integer form (`integer.lower`) of one format at a time, so that memory does
+    not grow with their number, and computes formats of equal values once. Its numbers do not depend on the
+    precision policy: ranges and the float network are computed in float32, and codes are multiplied by a
+    lower-precision backend only where it holds them exactly (`integer.arithmetic`), with sums of float32 or
+    better: 8-bit integers up to 127 steps, TF32 up to 11 significant bits. bfloat16 would hold up to 8, but
+    torch's bfloat16 convolutions round their sums to 8 bits too, so it is not used.
+
+    Args:
+        formats: of weights and signals; `formats.GRID`, say.
+        images, labels: what is scored, uint8 (N, C, H, W) and int64 (N,).
+        measures: names of `similarity.MEASURES`.
+        per_layer: instead, one row a layer and format, with the weight of that layer alone quantized and the
+            rest float: the sensitivity table, from which `mixed_precision.allocate` divides bits.
+        checkpoint: a parquet file of finished rows; an interrupted sweep goes on from it.
+        Others as in `ptq`.
+
+    Returns:
+        Columns: (layer, params,) format, kind, bits, exponent_bits, significant_bits, duplicate_of (the format
+        of equal values or None), accuracy, float_accuracy, accuracy_loss (``(float - quantized) / float``),
+        agreement (fraction classified as the float network does), logit_error (``||z_q - z||^2 / ||z||^2``),
+        the figures of each measure and the same divided by the network's own at INT_4 (not per layer),
+        coded_bits of the weights, arithmetic, seconds.
+
+    Raises:
+        ValueError: as `ptq`; images that are none; a checkpoint of another sweep.
+    """
+    if len(images) == 0:
+        raise ValueError("expected images to score, got none")
+    options = [granularity, ranges, bias, tuple(measures), per_layer]
+    ledger = Ledger(
+        checkpoint,
+        key=["layer", "format"],
+        fingerprint=_fingerprint(model, calibration_images, images, labels, options),
+    )
+    with runtime.tf32(False):
+        calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
+        bench = _Bench(model, calibrated, images, labels, measures, batch_size)
+    names = [name for name, _ in layers.weighted_layers(calibrated.network)] if per_layer else [""]
+    wanted = [(name, format) for format in map(parse, formats) for name in names]
+    for name, format in runtime.progress(wanted, "formats"):
+        if (name, format.name) in ledger:
+            continue
+        if bias == "float" and (name, format.duplicate_of) in ledger:
+            scores = {**ledger[name, format.duplicate_of], "seconds": 0.0}
+        elif per_layer:
+            scores = bench.layer_scores(name, format, granularity)
+        else:
+            scores = bench.scores(format, granularity, bias)
+        ledger.append(_describe(name, format) | scores | _describe(name, format))
+    frame = pandas.DataFrame([ledger[name, format.name] for name, format in wanted])
+    return frame if per_layer else frame.drop(columns="layer")
+
+
+def _describe(layer: str, format: Format) -> dict:
+    columns = ("kind", "bits", "exponent_bits", "significant_bits", "duplicate_of")
+    return {"layer": layer, "format": format.name, **{column: getattr(format, column) for column in columns}}
+
+
+def _fingerprint(model: nn.Module, *values) -> str:
+    """Of a network's weights, of images and of options."""
+    digest = hashlib.sha256()
+    for value in (*model.state_dict().values(), *values):
+        is_tensor = isinstance(value, Tensor)
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes() if is_tensor else repr(value).encode())
+    return digest.hexdigest()
+
+
+class _Bench:
+    """What every row of a sweep is compared with: the float network's logits, and its weights."""
+
+    def __init__(self, model: nn.Module, calibrated: Calibrated, images, labels: Tensor, measures, batch_size: int):
+        self.calibrated, self.images, self.labels, self.batch_size = calibrated, images, labels.cpu(), batch_size
+        self.float_logits = self._logits(calibrated.network)
+        self.reference = similarity.Reference(calibrated.network, _spec(images))
+        self.measures = tuple(measures)
+        self.at_int4 = self._figures(apply(calibrated, INT(4), activations=False))
+
+    def scores(self, format: Format, granularity: str, bias: str) -> dict:
+        """The whole network on one format."""
+        start = time.perf_counter()
+        network = apply(self.calibrated, format, granularity=granularity, bias=bias)
+        arithmetic = integer.best_arithmetic(format, runtime.active().device)
+        lowered = integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32")
+        with runtime.tf32(arithmetic == "tf32"):
+            compared = self._compared(self._logits(lowered))
+        figures = self._figures(network)
+        return {
+            **compared,
+            **figures,
+            **similarity.normalized(figures, self.at_int4),
+            "coded_bits": cost.weight_count(network) * format.bits,
+            "arithmetic": arithmetic,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def layer_scores(self, layer: str, format: Format, granularity: str) -> dict:
+        """The float network with the weight of one layer on a format."""
+        start = time.perf_counter()
+        network = apply(self.calibrated, {layer: format}, granularity=granularity, activations=False)
+        with runtime.tf32(False):
+            compared = self._compared(self._logits(network))
+        params = network.get_submodule(layer).weight.numel()
+        seconds = time.perf_counter() - start
+        return {"params": params, **compared, "coded_bits": params * format.bits, "seconds": seconds}
+
+    def _logits(self, network: nn.Module) -> Tensor:
+        with runtime.using(str(runtime.active().device), "float32"):
+            return evaluate.logits(network, self.images, self.labels, batch_size=self.batch_size)
+
+    def _compared(self, logits: Tensor) -> dict:
+        float_classes, classes = self.float_logits.argmax(1), logits.argmax(1)
+        float_accuracy = (float_classes == self.labels).double().mean().item()
+        accuracy = (classes == self.labels).double().mean().item()
+        return {
+            "accuracy": accuracy,
+            "float_accuracy": float_accuracy,
+            "accuracy_loss": (float_accuracy - accuracy) / float_accuracy if float_accuracy else math.nan,
+            "agreement": (classes == float_classes).double().mean().item(),
+            "logit_error": ((logits - self.float_logits).square().sum() / self.float_logits.square().sum()).item(),
+        }
+
+    def _figures(self, network: nn.Module) -> dict[str, float]:
+        return {
+            name: value
+            for measure in self.measures
+            for name, value in similarity.figures(self.reference.compare(network, measure)).items()
+        }
+
+
+def _spec(images) -> ImageSpec:
+    """The shape of the images; of their normalization nothing is known here, nor needed."""
+    channels, height, width = images.shape[1:]
+    return ImageSpec(channels, height, width, mean=(0.5,) * channels, std=(0.5,) * channels)

@@ -1,0 +1,101 @@
+"""Round to floating point steps in closed form: no logarithm, no division, no table of values.
+
+A grid is three numbers: its ``largest`` value, its ``smallest`` normal (a power of two, below which the
+step stays the same) and its ``mantissa_bits`` m. The step at x is ``max(2^floor(log2 |x|), smallest) 2^-m``.
+2^floor(log2 |x|) is x with all but its exponent field masked out, and adding and subtracting
+``1.5 step 2^23`` rounds a float32 to a multiple of step, ties to even.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**18  # values rounded at a time on a processor: they stay in its cache
+_FRACTION_BITS = {torch.float32: 23, torch.float64: 52}
+_EXPONENT_FIELD = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+
+
+def clipped(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
+    """x clipped to +-largest, which is on the grid, and rounded; infinities saturate, NaN stays NaN.
+
+    Args:
+        x: float32 (at most 21 mantissa bits) or float64 (at most 50), any shape.
+    """
+    if x.device.type != "cpu" or x.numel() <= BLOCK or not _is_dense(x):
+        return _kernel(x, largest, smallest, _shift(x.dtype, mantissa_bits))
+    rounded = torch.empty_like(x)
+    for source, target in zip(_flat(x).split(BLOCK), _flat(rounded).split(BLOCK), strict=True):
+        snap_(torch.clamp(source, -largest, largest, out=target), smallest, mantissa_bits)
+    return rounded
+
+
+def snap_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
+    """Round x in place, without clipping; |x| below 2^(126 - 23 + m)."""
+    shifts = power_of_two(x).clamp_(min=smallest).mul_(_shift(x.dtype, mantissa_bits))
+    return x.add_(shifts).sub_(shifts)
+
+
+def snap_uniform_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
+    """`snap_` where |x| < 2 smallest everywhere, as on a uniform grid: one step for all."""
+    shift = smallest * _shift(x.dtype, mantissa_bits)
+    return x.add_(shift).sub_(shift)
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """2^floor(log2 |x|), the exponent field alone; 0 below the smallest normal float."""
+    integer, mask = _EXPONENT_FIELD[x.dtype]
+    return (x.view(integer) & mask).view(x.dtype)
+
+
+def clipped_compiled(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
+    """`clipped` of a float32 tensor as one compiled loop (torch.compile): the same values.
+
+    The first call compiles for some seconds; what was compiled serves every grid and shape.
+
+    Raises:
+        RuntimeError: torch.compile does not work on this machine (no C++ compiler, say).
+    """
+    kernel = _compiled_kernel(x.device)
+    flat = _flat(x) if _is_dense(x) else x.flatten()
+    numbers = (largest, smallest, _shift(x.dtype, mantissa_bits))
+    rounded = kernel(flat, *(torch.tensor(number, device=x.device) for number in numbers))
+    return rounded.as_strided(x.shape, x.stride()) if _is_dense(x) else rounded.view(x.shape)
+
+
+@functools.cache
+def _compiled_kernel(device: torch.device):
+    """The compiled loop for flat tensors of any length, compiled by one call on a short one."""
+    kernel = torch.compile(_kernel, dynamic=True, fullgraph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler's own imports warn of
+        try:
+            kernel(torch.ones(1024, device=device), *(torch.ones((), device=device) for _ in range(3)))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise RuntimeError(
+                f"torch.compile does not work on this machine ({reason}); rounding without it gives the same values"
+            ) from error
+    return kernel
+
+
+def _kernel(x: Tensor, largest: float | Tensor, smallest: float | Tensor, shift: float | Tensor) -> Tensor:
+    x = x.clamp(-largest, largest)
+    shifts = power_of_two(x).clamp(min=smallest) * shift
+    return (x + shifts) - shifts
+
+
+def _shift(dtype: torch.dtype, mantissa_bits: int) -> float:
+    """What times 2^floor(log2 |x|) has the wanted step as its own last place."""
+    return 1.5 * 2.0 ** (_FRACTION_BITS[dtype] - mantissa_bits)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the values fill a stretch of memory, in whatever order of the axes."""
+    return x.stride() == torch.empty_like(x, device="meta").stride()
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A dense tensor's values in the order of memory."""
+    return x.as_strided((x.numel(),), (1,))
