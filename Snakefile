@@ -38,7 +38,18 @@ def runs(notebook):
     return {f"{OUTPUTS}/{notebook}/{'-'.join([PRESET, *map(str, values.values())])}": values for values in named}
 
 
+def after(notebook, earlier):
+    """As `runs`, each on the checkpoint of each run of an earlier notebook."""
+    return {
+        f"{OUTPUTS}/{notebook}/{'-'.join([Path(folder).name, *map(str, values.values())])}":
+            {**values, "checkpoint": f"{folder}/checkpoint.pt"}
+        for folder in earlier for values in combinations(WORKFLOW.get(notebook, []))
+    }
+
+
 TRAIN = runs("01_train")
+QUANTIZE = after("02_quantize", TRAIN)
+FIT = runs("03_fit")
 
 
 def tables(folders):
@@ -60,17 +71,40 @@ def execute(notebook, folder, runs):
             f"--report {folder}/report.html {written}")
 
 
+def command(notebook, runs):
+    """The command of a rule's run, by its wildcard."""
+    return lambda wildcards: execute(notebook, f"{OUTPUTS}/{notebook}/{wildcards.run}", runs)
+
+
 rule all:
-    input: tables(TRAIN)
+    input: tables(TRAIN), tables(QUANTIZE), tables(FIT)
 
 
 rule train:
     input: ancient("notebooks/01_train.ipynb")
     output: f"{OUTPUTS}/01_train/{{run}}/rows.parquet", f"{OUTPUTS}/01_train/{{run}}/checkpoint.pt"
     log: f"{OUTPUTS}/01_train/{{run}}/notebook.ipynb"
-    params:
-        code=provenance.fingerprint("notebooks/01_train.ipynb"),
-        command=lambda wildcards: execute("01_train", f"{OUTPUTS}/01_train/{wildcards.run}", TRAIN),
+    params: code=provenance.fingerprint("notebooks/01_train.ipynb"), command=command("01_train", TRAIN)
     threads: 2
     resources: mem_mb=8000, runtime=600, gpu=1
+    shell: "{params.command}"
+
+
+rule quantize:
+    input: ancient("notebooks/02_quantize.ipynb"), lambda wildcards: QUANTIZE[f"{OUTPUTS}/02_quantize/{wildcards.run}"]["checkpoint"]
+    output: f"{OUTPUTS}/02_quantize/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/02_quantize/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/02_quantize.ipynb"), command=command("02_quantize", QUANTIZE)
+    threads: 2
+    resources: mem_mb=8000, runtime=240, gpu=1
+    shell: "{params.command}"
+
+
+rule fit:
+    input: ancient("notebooks/03_fit.ipynb"), tables(QUANTIZE)
+    output: f"{OUTPUTS}/03_fit/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/03_fit/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/03_fit.ipynb"), command=command("03_fit", FIT)
+    threads: 2
+    resources: mem_mb=4000, runtime=60
     shell: "{params.command}"

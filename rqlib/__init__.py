@@ -23,6 +23,8 @@ Who may import whom: strictly downward.
 | 1 | `formats` | `Format(bits, exponent_bits)`: INT, POT, FLOAT; codebooks |
 | 1 | `quantization_points` | where a network's signals are quantized |
 | 1 | `int8` | convolutions and products of 8-bit integers, exactly |
+| 1 | `curves` | families of nondecreasing curves |
+| 1 | `conformal` | intervals as wide as the errors on groups left out |
 | 2 | `checkpoints` | plain weights with name and `ImageSpec`, rebuilt without executing anything |
 | 2 | `cost` | parameters, MACs and stored bits per layer |
 | 2 | `run` | a checked batch run of a notebook |
@@ -42,10 +44,17 @@ Who may import whom: strictly downward.
 | 3 | `mixed_precision` | a budget of bits divided among layers |
 | 4 | `train` | `fit`, the only supervised loop |
 | 4 | `quantize` | post-training quantization and the sweep over formats |
+| 4 | `predictors` | what a loss is predicted from: the table of features |
 | 5 | `results` | run folders, rows, checkpoints |
+| 5 | `fits` | curves through losses, judged on groups left out |
+| 5 | `data_free` | similarities of a network of which there is no image |
+| 6 | `prediction` | a network's losses forecast, with an interval; the format to take |
 | 6 | `plots` | the house template; tables to figures |
 | 6 | `summary` | where everything lies, with the key figures |
+| 7 | `leaderboard` | every predictor, judged on networks left out |
+| 7 | `figures_prediction` | figures of prediction |
 | 7 | `figures_quantization` | figures of quantization |
 | 7 | `widgets` | choose, redraw |
+| 8 | `widgets_fit` | choose data, predictor and family; see R2 |
 | 8 | `widgets_quantization` | weights of any layer in any format |
 """

@@ -10,12 +10,46 @@ import nbformat
 import pandas
 import papermill
 import pytest
+import yaml
 
-from rqlib import results
+from rqlib import checkpoints, data, models, results, runtime
+from tests.published import made_up
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"01_train": {"model": "ResNet_18", "width": 0.25, "epochs": 1}}  # the digits preset, made smaller
+SMALL = {  # the digits preset, made smaller
+    "01_train": {"epochs": 1},
+    "02_quantize": {
+        "formats": ["INT_4", "INT_8", "POT_4", "FLOAT_8_E4"],
+        "calibration_images": 64,
+        "test_images": 100,
+        "sensitivity_formats": ["INT_2", "INT_8"],
+        "sensitivity_images": 50,
+    },
+    "03_fit": {"family": "rational_2"},
+}
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
+
+
+def small(notebook: str, folder: Path) -> dict:
+    """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
+    values = dict(SMALL[notebook])
+    if notebook == "02_quantize":
+        spec = data.load("digits").spec
+        runtime.seed_everything(0)
+        path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
+        values["checkpoint"] = os.fspath(path)
+    if notebook == "03_fit":
+        made_up().to_csv(folder / "in.csv", index=False)
+        values["table"] = os.fspath(folder / "in.csv")
+    return values
+
+
+def prepare(notebook: str, folder: Path) -> Path:
+    """The notebook with these parameters, not yet run."""
+    path = folder / f"{notebook}.ipynb"
+    source, values = ROOT / f"notebooks/{notebook}.ipynb", small(notebook, folder)
+    papermill.execute_notebook(source, path, values, prepare_only=True, progress_bar=False)
+    return path
 
 
 def run(command: list, *, outputs: Path, timeout: int = 500, **settings) -> subprocess.CompletedProcess:
@@ -26,11 +60,7 @@ def run(command: list, *, outputs: Path, timeout: int = 500, **settings) -> subp
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_nbval_runs_and_compares(notebook, tmp_path):
-    prepared = tmp_path / f"{notebook}.ipynb"
-    small = SMALL[notebook]
-    papermill.execute_notebook(
-        ROOT / f"notebooks/{notebook}.ipynb", prepared, small, prepare_only=True, progress_bar=False
-    )
+    prepared = prepare(notebook, tmp_path)
     nb = nbformat.read(prepared, 4)
     assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in nb.cells)
     cells = [cell for cell in nb.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
@@ -45,24 +75,38 @@ def test_nbval_runs_and_compares(notebook, tmp_path):
     assert failed.returncode == 1, "nbval compares nothing"
 
 
-def test_the_snakefile_runs_papermill_once_and_then_nothing(tmp_path):
-    preset = tmp_path / "tiny"
+def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
+    preset, outputs = tmp_path / "tiny", tmp_path / "outputs"
     preset.mkdir()
-    (preset / "01_train.yaml").write_text("dataset: digits\nepochs: 2\n")
-    (preset / "workflow.yaml").write_text("01_train:\n  - {model: [SmallCNN], seed: [3]}\n")
-    command = [Path(sys.executable).with_name("snakemake"), "--cores", "1", "--nolock"]
+    (preset / "01_train.yaml").write_text("dataset: digits\nepochs: 2\nwidth: 1.0\n")
+    (preset / "02_quantize.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["02_quantize"]}))
+    (preset / "03_fit.yaml").write_text("family: rational_2\n")
+    workflow = {
+        "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
+        "02_quantize": [{"granularity": ["tensor"]}],
+        "03_fit": [{"feature": ["js_macs"]}],
+    }
+    (preset / "workflow.yaml").write_text(yaml.safe_dump(workflow))
+    command = [Path(sys.executable).with_name("snakemake"), "--cores", "2", "--nolock"]
     command += ["--config", "preset=tiny", f"params={tmp_path}"]
-    done = run(command, outputs=tmp_path / "outputs")
+    done = run(command, outputs=outputs)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = results.collect("01_train", tmp_path / "outputs")
-    assert rows[["model", "seed", "epochs_run"]].to_numpy().tolist() == [["SmallCNN", 3, 2]]
-    assert rows.test_accuracy.between(0.05, 1).all()
-    folder = tmp_path / "outputs/01_train/tiny-SmallCNN-3"
+    trained, quantized = (results.collect(notebook, outputs) for notebook in ("01_train", "02_quantize"))
+    assert sorted(trained[["model", "seed", "epochs_run"]].to_numpy().tolist()) == [
+        ["CNN_small", 3, 2],
+        ["SmallCNN", 3, 2],
+    ]
+    assert trained.test_accuracy.between(0.05, 1).all()
+    assert sorted(quantized.model.unique()) == ["CNN_small", "SmallCNN"]
+    assert len(quantized) == 2 * len(SMALL["02_quantize"]["formats"])
+    assert quantized[["accuracy", "js_macs", "relative_error_macs"]].notna().all().all()
+    assert results.collect("03_fit", outputs).held_out_r2.le(1).all()
+    folder = outputs / "01_train/tiny-SmallCNN-3"
     made = {path.name for path in folder.iterdir()}
     assert {"params.yaml", "run.json", "rows.parquet", "history.parquet", "checkpoint.pt"} <= made
     assert {"last.pt", "notebook.ipynb", "report.html"} <= made
     assert pandas.read_parquet(folder / "history.parquet").loss.notna().all()
-    again = run(command, outputs=tmp_path / "outputs")
+    again = run(command, outputs=outputs)
     assert "Nothing to be done" in again.stderr, again.stderr[-2000:]
 
 
