@@ -25,7 +25,7 @@ def notebooks() -> list[str]:
 
 def _row(record: dict) -> dict:
     values, folder = record["parameters"], record["folder"].relative_to(results.outputs_folder().parent)
-    shown = {name: values[name] for name in ("dataset", "model", "seed") if name in values}
+    shown = {name: values[name] for name in ("dataset", "model", "seed") if values.get(name) not in (None, "")}
     return {
         "notebook": record["notebook"],
         **shown,
@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     table = runs()
     if table.empty:
         raise SystemExit("no run has finished; make workbook")
-    print(table.to_string(index=False, float_format="%.4f"))
+    for notebook, rows in table.groupby("notebook"):
+        shown = rows.drop(columns="notebook").dropna(axis="columns", how="all")
+        print(f"{notebook}\n{shown.to_string(index=False, float_format='%.4f')}\n")
     print("In each folder: notebook.ipynb (executed), report.html (works offline), rows.parquet (its table).")
 
 

@@ -25,7 +25,11 @@ CELLS = """() => { const cells = window.jupyterapp.shell.currentWidget.content.m
       .map(o => o.ename + ': ' + o.evalue)]); }
   return states; }"""
 DONE = "(f => { const s = eval(f)(); return s.some(c => c[2].length) || s.every(c => c[0] === 'idle' && c[1]) })"
-MOVES = {"01_train": ("feature maps of another image", "image 1 ")}
+MOVES = {  # notebook -> (kind of control, which of them, what to choose, what the figure's title then says)
+    "01_train": ("slider", 0, None, "image 1 "),
+    "02_quantize": ("dropdown", 0, "features.2.conv", "features.2.conv in INT_4"),
+    "03_fit": ("dropdown", 1, "isotonic", "isotonic of"),
+}
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
@@ -40,8 +44,11 @@ def jupyterlab(folder: Path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (folder / "labconfig").mkdir()
-    quiet = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
-    (folder / "labconfig/default_setting_overrides.json").write_text(json.dumps(quiet))
+    overrides = {
+        "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+        "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    }
+    (folder / "labconfig/default_setting_overrides.json").write_text(json.dumps(overrides))
     settings = {name: str(folder / name) for name in ("JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")}
     settings |= {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
     settings |= {"RQLIB_OUTPUTS": str(folder / "outputs"), "RQLIB_ROOT": str(ROOT)}
@@ -85,14 +92,24 @@ def test_the_widget_moves(notebook, tmp_path):
         page.wait_for_function(DONE, arg=CELLS, timeout=300_000)
         errors = [error for cell in page.evaluate(CELLS) for error in cell[2]]
         assert not errors
-        _, after = MOVES[notebook]
-        handle = page.locator(".noUi-handle").first
-        handle.scroll_into_view_if_needed()
-        assert not page.locator(".gtitle", has_text=after).count()
-        handle.focus()
-        page.keyboard.press("ArrowRight")
-        page.locator(".gtitle", has_text=after).first.wait_for()
+        title = _move(page, *MOVES[notebook])
+        title.wait_for()
+        title.scroll_into_view_if_needed()
         kept = os.environ.get("RQLIB_SCREENSHOTS", tmp_path)
         page.screenshot(path=Path(kept) / f"{notebook}.png")
         browser.close()
     assert (Path(kept) / f"{notebook}.png").stat().st_size > 10_000
+
+
+def _move(page, kind: str, index: int, choice: str | None, after: str):
+    """Move a control; the title that the figure has afterwards, and not before."""
+    control = page.locator(".noUi-handle" if kind == "slider" else ".widget-dropdown select").nth(index)
+    control.scroll_into_view_if_needed()
+    title = page.locator(".gtitle", has_text=after).first
+    assert not title.count()
+    if kind == "slider":
+        control.focus()
+        page.keyboard.press("ArrowRight")
+    else:
+        control.select_option(choice)
+    return title
