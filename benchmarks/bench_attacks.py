@@ -22,7 +22,7 @@ from rqlib.projections import Linf
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
 PGD = functools.partial(attacks.pgd, ball=Linf(RADIUS), step_size=STEP_SIZE, steps=STEPS, active_set=True)
 FOLDER = files.project_root() / "outputs/bench_attacks"
-CONTRASTS = (0.5, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)
+CONTRASTS = (0.3, 0.26, 0.23, 0.21, 0.19, 0.17)
 
 
 def trained(dataset: data.ImageDataset, *, adversarial: bool) -> dict[str, Tensor]:

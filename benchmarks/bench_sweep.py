@@ -2,17 +2,20 @@
 
 import copy
 import functools
+import statistics
+import tempfile
+import time
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import row
 from benchmarks.bench_rounding import by_search, by_table
-from rqlib import calibration, evaluate, formats, integer, models, quantize, runtime
+from rqlib import evaluate, formats, integer, models, quantize, runtime
 from rqlib.formats import FLOAT, INT, Format
 from rqlib.vocabulary import ImageSpec
 
-IMAGES, CALIBRATION, LOOK_UP_IMAGES, BATCH = 200, 64, 20, 100
+CALIBRATION, LOOK_UP, BATCH, PART = 64, 8, 100, 9
 
 
 class LookUp(nn.Module):
@@ -23,7 +26,8 @@ class LookUp(nn.Module):
         self.format, self.scale, self.search = format, scale, search
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.search(self.format, x / self.scale) * self.scale
+        pixels = (x / self.scale).movedim(1, -1)  # channels_last: the order of memory
+        return self.search(self.format, pixels).movedim(-1, 1) * self.scale
 
 
 def with_look_up(network: nn.Module, search) -> nn.Module:
@@ -34,51 +38,68 @@ def with_look_up(network: nn.Module, search) -> nn.Module:
     return twin
 
 
-def resnet() -> tuple[nn.Module, Tensor, Tensor]:
+def resnet(count: int) -> tuple[nn.Module, Tensor, Tensor]:
     """ResNet_18 of full width with plausible BatchNorm statistics, random pictures and labels."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     model = models.build("ResNet_18", ImageSpec()).train()
     with torch.no_grad():
         model(images[:32] / 255)
-    return model.eval(), images, torch.randint(0, 10, (IMAGES,))
+    return model.eval(), images, torch.randint(0, 10, (count,))
+
+
+def seconds_of(call) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def against_the_float_forward(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> dict:
-    """Seconds a format of the whole sweep, calibration and similarities included, and of one float forward."""
-    with runtime.using("cpu", precision):
-        sweep = functools.partial(quantize.sweep, model, formats.GRID, images[:CALIBRATION], images, labels)
-        forward = functools.partial(evaluate.logits, model, images, labels, batch_size=BATCH)
-        frame = sweep()
-        agree = f"INT_16 classifies {frame.agreement[14]:.1%} as float does"
-        work = f"sweep of 43 formats, ResNet_18, {IMAGES} images, a format ({precision})"
-        found = row(work, "one float forward", sweep, forward, at_least=1 / 1.3, agree=agree)
-    found["seconds"] /= len(formats.GRID)
-    found["ratio"] *= len(formats.GRID)
-    return found
+    """Seconds a format of the whole sweep, calibration and similarities included, and of one float forward.
+
+    The sweep is interrupted and resumed, so that parts of it alternate with float forwards.
+    """
+    forward = functools.partial(evaluate.logits, model, images, labels, batch_size=BATCH)
+    swept, forwards = 0.0, []
+    with runtime.using("cpu", precision), tempfile.TemporaryDirectory() as folder:
+        forward()
+        for stop in range(PART, len(formats.GRID) + PART, PART):
+            forwards.append(seconds_of(forward))
+            arguments = (model, formats.GRID[:stop], images[:CALIBRATION], images, labels)
+            swept += seconds_of(lambda: quantize.sweep(*arguments, checkpoint=f"{folder}/rows.parquet"))  # noqa: B023
+        frame = quantize.sweep(*arguments, checkpoint=f"{folder}/rows.parquet").set_index("format")
+    seconds, peer_seconds = swept / len(formats.GRID), statistics.median(forwards)
+    return {
+        "work": f"sweep of 43 formats, ResNet_18, {len(images)} images, {precision}: a format",
+        "peer": f"one float forward, {precision}",
+        "seconds": seconds,
+        "peer_seconds": peer_seconds,
+        "ratio": peer_seconds / seconds,
+        "at_least": 1 / 1.3,
+        "agree": f"INT_16 classifies {frame.agreement['INT_16']:.1%} as float does",
+    }
 
 
 def against_look_up(model: nn.Module, images: Tensor, format: Format, name: str, search) -> dict:
-    """Seconds of one quantized forward."""
-    calibrated = calibration.calibrate(model, images[:CALIBRATION])
-    network = quantize.apply(calibrated, format)
+    """Seconds of one quantized forward, and how many images both classify alike."""
+    network = quantize.ptq(model, format, images[:CALIBRATION])
     arithmetic = integer.best_arithmetic(format, torch.device("cpu"))
-    lowered = runtime.active().place(integer.lower(network, arithmetic=arithmetic))
-    searching = runtime.active().place(with_look_up(network, search))
-    x = runtime.active().place(images[:LOOK_UP_IMAGES] / 255)
+    lowered, searching = integer.lower(network, arithmetic=arithmetic), with_look_up(network, search)
+    lowered, searching, x = (runtime.active().place(part) for part in (lowered, searching, images[:LOOK_UP] / 255))
     with torch.inference_mode():
         same = (lowered(x).argmax(1) == searching(x).argmax(1)).double().mean()
-        work = f"quantized ResNet_18, {LOOK_UP_IMAGES} images, {format.name}"
+        work = f"quantized ResNet_18, {LOOK_UP} images, {format.name}"
         ours, theirs = functools.partial(lowered, x), functools.partial(searching, x)
         return row(work, name, ours, theirs, at_least=5.0, agree=f"{same:.1%} classified alike")
 
 
-def measure() -> list[dict]:
-    """Both precision policies; both ways to search."""
-    model, images, labels = resnet()
+def measure(count: int = 1000) -> list[dict]:
+    """Both precision policies, then both ways to search."""
+    model, images, labels = resnet(count)
     rows = [against_the_float_forward(model, images, labels, precision) for precision in ("float32", "bfloat16")]
+    searches = {"nearest level by bisection": by_search, "nearest of all levels": by_table}
     with runtime.using("cpu", "float32"):
         for format in (INT(8), FLOAT(8, 4)):
-            for name, search in {"nearest level by bisection": by_search, "all levels": by_table}.items():
-                rows.append(against_look_up(model, images, format, name, search))
+            rows += [against_look_up(model, images, format, name, search) for name, search in searches.items()]
     return rows

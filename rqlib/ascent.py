@@ -96,15 +96,27 @@ def climb(
         adversarial = adversarial.detach().requires_grad_()
         losses, fooled = score(adversarial, y)
         yield rows, adversarial.detach(), losses.detach(), fooled
-        if active_set and fooled.all():
-            return
-        gradient = score.gradient(losses, adversarial)
-        if active_set:
+        if active_set and fooled.any():
             standing = (~fooled).nonzero().squeeze(1)
-            rows, x, y, adversarial, gradient = (t[standing] for t in (rows, x, y, adversarial, gradient))
+            if not len(standing):
+                return
+            rows, x, y = rows[standing], x[standing], y[standing]
+            adversarial, gradient = _gradient_of(standing, score, adversarial, y, losses)
+        else:
+            gradient = score.gradient(losses, adversarial)
         adversarial = advance(x, adversarial.detach(), gradient)
     losses, fooled = score(adversarial, y) if score_last else (None, None)
     yield rows, adversarial, losses if losses is None else losses.detach(), fooled
+
+
+def _gradient_of(
+    standing: Tensor, score: Score, adversarial: Tensor, y: Tensor, losses: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(images, gradient) of the standing rows; y is already theirs."""
+    if 2 * len(standing) > len(adversarial):
+        return adversarial[standing], score.gradient(losses, adversarial)[standing]
+    few = adversarial.detach()[standing].requires_grad_()  # a second forward of these is cheaper than a backward of all
+    return few, score.gradient(score(few, y)[0], few)
 
 
 class Strongest:

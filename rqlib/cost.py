@@ -59,24 +59,21 @@ def storage(model: nn.Module) -> dict[str, float]:
 
 def _coded(layer: nn.Module) -> tuple[int, int]:
     """(coded bits, index bits) of a layer's weight."""
-    weight = layer.weight
-    count, nonzero = weight.numel(), int(weight.count_nonzero())
-    bits, nonzero_bits, table = _bits_a_weight(layer)
-    gap = math.ceil(math.log2(max(count / max(nonzero, 1), 1))) + 2
-    ways = [(count * bits + table, 0), (nonzero * nonzero_bits + table, min(count, nonzero * gap))]
-    return min(ways, key=sum)
-
-
-def _bits_a_weight(layer: nn.Module) -> tuple[int, int, int]:
-    """(bits a weight, bits a nonzero weight, bits of scales or codebook)."""
+    count, nonzero = layer.weight.numel(), int(layer.weight.count_nonzero())
     steps = list(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else []
     if steps and hasattr(steps[-1], "format"):
-        return steps[-1].format.bits, steps[-1].format.bits, 32 * steps[-1].scale.numel()
-    values = layer.weight.unique()
-    distinct, nonzero = len(values), int(values.count_nonzero())
-    if 32 * nonzero + layer.weight.numel() * math.ceil(math.log2(max(distinct, 2))) >= 32 * layer.weight.numel():
-        return 32, 32, 0
-    return math.ceil(math.log2(max(distinct, 2))), math.ceil(math.log2(max(nonzero, 2))), 32 * nonzero
+        whole, packed = (n * steps[-1].format.bits + 32 * steps[-1].scale.numel() for n in (count, nonzero))
+    else:
+        values = layer.weight.unique()
+        distinct = int(values.count_nonzero())
+        whole, packed = _with_codebook(count, len(values), distinct), _with_codebook(nonzero, distinct, distinct)
+    gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
+    return min((whole, 0), (packed, min(count, nonzero * gap)), key=sum)
+
+
+def _with_codebook(count: int, distinct: int, entries: int) -> int:
+    """Bits of so many values by their numbers in a codebook, or as float32 where that is less."""
+    return min(32 * count, count * math.ceil(math.log2(max(distinct, 2))) + 32 * entries)
 
 
 def _tensors(name: str, module: nn.Module) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from rqlib import attacks, data, files, layers, runtime
+from rqlib import attack_losses, attacks, data, files, layers, runtime
 from rqlib.projections import Ball
 from rqlib.vocabulary import Attack
 
@@ -181,12 +181,19 @@ def _attacked_logits(model: nn.Module, twin: nn.Module, attack: Attack, x: Tenso
     logits = _exact_logits(model, adversarial)
     if not policy.bfloat16:
         return logits
-    right = (logits.argmax(1) == y).nonzero().squeeze(1)
-    with torch.no_grad(), policy.autocast():
-        doubtful = right[twin(adversarial[right]).argmax(1) != y[right]] if len(right) else right
+    doubtful = _barely_right(logits, y)
+    if len(doubtful):
+        with torch.no_grad(), policy.autocast():
+            doubtful = doubtful[twin(adversarial[doubtful]).argmax(1) != y[doubtful]]
     if len(doubtful):
         logits[doubtful] = _exact_logits(model, attack(twin, x[doubtful], y[doubtful]))
     return logits
+
+
+def _barely_right(logits: Tensor, y: Tensor) -> Tensor:
+    """Indices of images that are right by a margin that bfloat16 could miss: a quarter of the largest logit."""
+    margin = -attack_losses.margin(logits, y)
+    return ((margin >= 0) & (margin < 0.25 * logits.abs().amax(1))).nonzero().squeeze(1)
 
 
 def _exact_logits(model: nn.Module, x: Tensor) -> Tensor:

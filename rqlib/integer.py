@@ -129,7 +129,7 @@ class _Lowering:
     def _requantize(self, node: fx.Node, signal: _Signal) -> _Signal:
         quantizer = self.network.get_submodule(node.target)
         step = quantizer.scale.double() * unit(quantizer.format)
-        scale = torch.ones(1, dtype=torch.float64) if signal.scale is None else signal.scale
+        scale = torch.ones_like(step) if signal.scale is None else signal.scale
         part = Requantize(
             quantizer.format,
             (scale / step).to(self.dtype),

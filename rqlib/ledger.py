@@ -1,11 +1,23 @@
 """Rows that survive a crash: a table on disk that grows row by row and is always whole."""
 
+import hashlib
 from collections.abc import Hashable
 from pathlib import Path
 
 import pandas
+from torch import Tensor
 
 from rqlib import files
+
+
+def fingerprint(*values) -> str:
+    """Hex digest of all that rows depend on: tensors by their values, dicts of tensors, plain values."""
+    digest = hashlib.sha256()
+    for value in values:
+        for part in value.values() if isinstance(value, dict) else (value,):
+            is_tensor = isinstance(part, Tensor)
+            digest.update(part.detach().cpu().contiguous().numpy().tobytes() if is_tensor else repr(part).encode())
+    return digest.hexdigest()
 
 
 class Ledger:

@@ -5,7 +5,6 @@ integers of 32 bits for INT, POT_8 for POT, FLOAT_16_E7 for FLOAT.
 """
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -14,10 +13,9 @@ from pathlib import Path
 import pandas
 from torch import Tensor, nn
 
-from rqlib import calibration, cost, evaluate, integer, layer_formats, layers, observers, runtime, similarity
+from rqlib import calibration, cost, evaluate, integer, layer_formats, layers, ledger, observers, runtime, similarity
 from rqlib.calibration import Calibrated
 from rqlib.formats import INT, Format, parse
-from rqlib.ledger import Ledger
 from rqlib.parametrizations import Quantized
 from rqlib.vocabulary import ImageSpec
 
@@ -128,7 +126,7 @@ def sweep(
     It calibrates once, runs the integer form (`integer.lower`) of one format at a time, so that memory does
     not grow with their number, and computes formats of equal values once. Its numbers do not depend on the
     precision policy: ranges and the float network are computed in float32, and codes are multiplied by a
-    lower-precision backend only where it holds them exactly (`integer.arithmetic`), with sums of float32 or
+    lower-precision backend only where it holds them exactly (`integer.best_arithmetic`), with sums of float32 or
     better: 8-bit integers up to 127 steps, TF32 up to 11 significant bits. bfloat16 would hold up to 8, but
     torch's bfloat16 convolutions round their sums to 8 bits too, so it is not used.
 
@@ -153,28 +151,24 @@ def sweep(
     """
     if len(images) == 0:
         raise ValueError("expected images to score, got none")
-    options = [granularity, ranges, bias, tuple(measures), per_layer]
-    ledger = Ledger(
-        checkpoint,
-        key=["layer", "format"],
-        fingerprint=_fingerprint(model, calibration_images, images, labels, options),
+    measures = tuple(measures)
+    fingerprint = ledger.fingerprint(
+        model.state_dict(), calibration_images, images, labels, granularity, ranges, bias, measures, per_layer
     )
+    rows = ledger.Ledger(checkpoint, key=["layer", "format"], fingerprint=fingerprint)
     with runtime.tf32(False):
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
-        bench = _Bench(model, calibrated, images, labels, measures, batch_size)
+        bench = _Bench(calibrated, images, labels, measures, granularity, batch_size)
     names = [name for name, _ in layers.weighted_layers(calibrated.network)] if per_layer else [""]
     wanted = [(name, format) for format in map(parse, formats) for name in names]
-    for name, format in runtime.progress(wanted, "formats"):
-        if (name, format.name) in ledger:
-            continue
-        if bias == "float" and (name, format.duplicate_of) in ledger:
-            scores = {**ledger[name, format.duplicate_of], "seconds": 0.0}
-        elif per_layer:
-            scores = bench.layer_scores(name, format, granularity)
+    missing = [(name, format) for name, format in wanted if (name, format.name) not in rows]
+    for name, format in runtime.freeing(runtime.progress(missing, "formats")):
+        if bias == "float" and (name, format.duplicate_of) in rows:
+            scores = {**rows[name, format.duplicate_of], "seconds": 0.0}
         else:
-            scores = bench.scores(format, granularity, bias)
-        ledger.append(_describe(name, format) | scores | _describe(name, format))
-    frame = pandas.DataFrame([ledger[name, format.name] for name, format in wanted])
+            scores = bench.layer_scores(name, format) if per_layer else bench.scores(format, bias)
+        rows.append(_describe(name, format) | scores | _describe(name, format))
+    frame = pandas.DataFrame([rows[name, format.name] for name, format in wanted])
     return frame if per_layer else frame.drop(columns="layer")
 
 
@@ -183,29 +177,20 @@ def _describe(layer: str, format: Format) -> dict:
     return {"layer": layer, "format": format.name, **{column: getattr(format, column) for column in columns}}
 
 
-def _fingerprint(model: nn.Module, *values) -> str:
-    """Of a network's weights, of images and of options."""
-    digest = hashlib.sha256()
-    for value in (*model.state_dict().values(), *values):
-        is_tensor = isinstance(value, Tensor)
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes() if is_tensor else repr(value).encode())
-    return digest.hexdigest()
-
-
 class _Bench:
     """What every row of a sweep is compared with: the float network's logits, and its weights."""
 
-    def __init__(self, model: nn.Module, calibrated: Calibrated, images, labels: Tensor, measures, batch_size: int):
+    def __init__(self, calibrated: Calibrated, images, labels: Tensor, measures, granularity: str, batch_size: int):
         self.calibrated, self.images, self.labels, self.batch_size = calibrated, images, labels.cpu(), batch_size
+        self.granularity, self.measures = granularity, tuple(measures)
         self.float_logits = self._logits(calibrated.network)
         self.reference = similarity.Reference(calibrated.network, _spec(images))
-        self.measures = tuple(measures)
-        self.at_int4 = self._figures(apply(calibrated, INT(4), activations=False))
+        self.at_int4 = self._figures(apply(calibrated, INT(4), granularity=granularity, activations=False))
 
-    def scores(self, format: Format, granularity: str, bias: str) -> dict:
+    def scores(self, format: Format, bias: str) -> dict:
         """The whole network on one format."""
         start = time.perf_counter()
-        network = apply(self.calibrated, format, granularity=granularity, bias=bias)
+        network = apply(self.calibrated, format, granularity=self.granularity, bias=bias)
         arithmetic = integer.best_arithmetic(format, runtime.active().device)
         lowered = integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32")
         with runtime.tf32(arithmetic == "tf32"):
@@ -220,10 +205,10 @@ class _Bench:
             "seconds": time.perf_counter() - start,
         }
 
-    def layer_scores(self, layer: str, format: Format, granularity: str) -> dict:
+    def layer_scores(self, layer: str, format: Format) -> dict:
         """The float network with the weight of one layer on a format."""
         start = time.perf_counter()
-        network = apply(self.calibrated, {layer: format}, granularity=granularity, activations=False)
+        network = apply(self.calibrated, {layer: format}, granularity=self.granularity, activations=False)
         with runtime.tf32(False):
             compared = self._compared(self._logits(network))
         params = network.get_submodule(layer).weight.numel()

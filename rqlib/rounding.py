@@ -37,12 +37,6 @@ def snap_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
     return x.add_(shifts).sub_(shifts)
 
 
-def snap_uniform_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
-    """`snap_` where |x| < 2 smallest everywhere, as on a uniform grid: one step for all."""
-    shift = smallest * _shift(x.dtype, mantissa_bits)
-    return x.add_(shift).sub_(shift)
-
-
 def power_of_two(x: Tensor) -> Tensor:
     """2^floor(log2 |x|), the exponent field alone; 0 below the smallest normal float."""
     integer, mask = _EXPONENT_FIELD[x.dtype]

@@ -5,6 +5,7 @@ loop over batches asks `active` for it, `using` changes it for a block, every ru
 """
 
 import contextlib
+import gc
 import os
 import platform
 import random
@@ -167,6 +168,17 @@ def progress(items: Iterable, description: str, total: int | None = None) -> tqd
     """A progress bar: live on a terminal and in Jupyter, a line every ten seconds in a log file."""
     live = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
     return tqdm(items, description, total, leave=False, file=sys.stderr, mininterval=0.1 if live else 10.0)
+
+
+def freeing(items: Iterable) -> Iterator:
+    """The items; what the use of each leaves behind is freed: graphs refer to themselves and wait for the collector."""
+    gc.freeze()  # what is there already is not looked through every time
+    try:
+        for item in items:
+            yield item
+            gc.collect()
+    finally:
+        gc.unfreeze()
 
 
 def describe() -> dict:

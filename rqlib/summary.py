@@ -11,6 +11,9 @@ import pandas
 
 from rqlib import files, results
 
+WHERE = ("run", "checkpoint", "compare", "weights", "table", "network")
+"""Columns that say where a run read and wrote: no part of a table that travels."""
+
 
 def runs() -> pandas.DataFrame:
     """One row a finished run: notebook, folder, seconds, its scalar parameters of note, its summary."""
@@ -48,7 +51,9 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     provenance = pandas.DataFrame([_provenance(record) for record in records])
     rows = rows.merge(provenance, on="run", validate="many_to_one")
     numeric = [name for name in rows.select_dtypes("number") if name not in parameters]
-    settings = [name for name in rows if name not in {*numeric, "run", "seed"} and rows[name].nunique(dropna=False) > 0]
+    settings = [
+        name for name in rows if name not in {*numeric, *WHERE, "seed"} and rows[name].nunique(dropna=False) > 0
+    ]
     grouped = rows.groupby(settings, dropna=False, sort=False)
     spread = grouped[numeric].std().add_suffix("_std")
     spread = spread.loc[:, spread.fillna(0).any()]
@@ -76,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         notebook, path = given.table
         table = over_seeds(notebook).assign(command=given.command)
         with files.atomic(Path(path)) as part:
-            table.to_csv(part, index=False, float_format="%.5g")
+            table.round(6).to_csv(part, index=False)
         print(table.to_string(index=False))
         return
     table = runs()

@@ -2,7 +2,9 @@
 
 import pandas
 import pytest
+import torch
 
+from rqlib import ledger as ledger_module
 from rqlib.ledger import Ledger
 
 ROWS = [{"format": "INT_8", "accuracy": 0.1 + 0.2, "twin": None}, {"format": "INT_4", "accuracy": 0.5, "twin": "POT_2"}]
@@ -64,3 +66,16 @@ def test_a_crash_while_writing_leaves_the_rows_as_they_were(tmp_path, monkeypatc
         rows.append(ROWS[1])
     monkeypatch.undo()
     assert ledger(tmp_path / "rows.parquet").frame().format.tolist() == ["INT_8"]
+
+
+def test_fingerprints_tell_values_apart():
+    state = {"weight": torch.ones(2), "bias": torch.zeros(1)}
+    same = ledger_module.fingerprint(state, torch.arange(3), "minmax", ("js",))
+    assert same == ledger_module.fingerprint({**state}, torch.arange(3), "minmax", ("js",))
+    others = [
+        ledger_module.fingerprint({**state, "bias": torch.full((1,), 1e-30)}, torch.arange(3), "minmax", ("js",)),
+        ledger_module.fingerprint(state, torch.arange(3) + 1, "minmax", ("js",)),
+        ledger_module.fingerprint(state, torch.arange(3), "mse", ("js",)),
+        ledger_module.fingerprint(state, torch.arange(3), "minmax", ()),
+    ]
+    assert len({same, *others}) == 5

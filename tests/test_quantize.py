@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
+from pathlib import Path
 
 import pandas
 import pytest
@@ -18,6 +20,8 @@ from rqlib import data, evaluate, formats, integer, layers, mixed_precision, mod
 from rqlib.formats import FLOAT, INT, POT
 from rqlib.parametrizations import Quantized
 from tests import quantized_networks
+
+ROOT = Path(__file__).parent.parent
 
 
 def descend(model, split, epochs, lr, batch_size=50):
@@ -273,7 +277,7 @@ KILLED = """
 def test_a_sweep_that_is_killed_resumes_to_the_same_numbers(tmp_path):
     path, (model, pictures, labels) = tmp_path / "rows.parquet", small()
     command = [sys.executable, "-c", textwrap.dedent(KILLED), path]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     while not path.exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -286,6 +290,21 @@ def test_a_sweep_that_is_killed_resumes_to_the_same_numbers(tmp_path):
     whole = quantize.sweep(model, chosen, pictures, pictures, labels)
     assert resumed.seconds[: len(killed)].tolist() == killed.seconds.tolist()
     pandas.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
+
+
+def test_memory_does_not_grow_with_the_number_of_formats(monkeypatch):
+    (model, pictures, labels), apply, made, alive = small(), quantize.apply, [], []
+
+    def watched(*arguments, **options):
+        alive.append(sum(reference() is not None for reference in made))
+        network = apply(*arguments, **options)
+        made.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(quantize, "apply", watched)
+    quantize.sweep(model, formats.GRID[:9], pictures, pictures, labels)
+    assert len(made) >= 9
+    assert max(alive[2:]) <= 1
 
 
 def test_sensitivity_of_layers_and_a_budget(trained, digits):

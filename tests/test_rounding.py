@@ -38,13 +38,6 @@ def test_power_of_two_is_the_one_below(x):
     assert torch.frexp(power)[0].tolist() == [0.5, 0.5]
 
 
-def test_uniform_steps_are_the_same_everywhere():
-    x = values(torch.float32).clamp(-3.9, 3.9)
-    expected = torch.round(x.double() * 16) / 16
-    assert_close(rounding.snap_uniform_(x.clone(), 2.0, 5).double(), expected, rtol=0, atol=0)
-    assert_close(rounding.snap_(x.clone(), 2.0, 5).double(), expected, rtol=0, atol=0)
-
-
 def test_large_tensors_go_in_pieces_without_touching_the_source():
     x = torch.randn(3, rounding.BLOCK // 2)
     before = x.clone()

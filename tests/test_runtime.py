@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy
 import pytest
 import torch
@@ -83,3 +86,14 @@ def test_tf32_is_allowed_or_not_inside_the_block_alone(allowed):
         assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
         raise KeyboardInterrupt
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_freeing_leaves_nothing_behind_that_refers_to_itself():
+    left = []
+    for _ in runtime.freeing(range(3)):
+        assert not any(reference() for reference in left)
+        module = nn.Linear(1, 1)
+        module.__dict__["itself"] = module
+        left.append(weakref.ref(module))
+        del module
+    assert gc.get_freeze_count() == 0
