@@ -20,9 +20,11 @@ from rqlib import attacks, data, evaluate, files, models, runtime
 from rqlib.projections import Linf
 
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
-PGD = functools.partial(attacks.pgd, ball=Linf(RADIUS), step_size=STEP_SIZE, steps=STEPS, active_set=True)
+PGD = functools.partial(
+    attacks.pgd, ball=Linf(RADIUS), step_size=STEP_SIZE, steps=STEPS, active_set=True, first_step=RADIUS
+)
 FOLDER = files.project_root() / "outputs/bench_attacks"
-CONTRASTS = (0.3, 0.26, 0.23, 0.21, 0.19, 0.17)
+CONTRASTS = (0.25, 0.2, 0.18, 0.16, 0.14, 0.12, 0.1)
 
 
 def trained(dataset: data.ImageDataset, *, adversarial: bool) -> dict[str, Tensor]:
@@ -30,7 +32,7 @@ def trained(dataset: data.ImageDataset, *, adversarial: bool) -> dict[str, Tenso
     path = FOLDER / f"{'adversarial' if adversarial else 'natural'}.pt"
     if not path.exists():
         model = models.build("ResNet_18", dataset.spec)
-        train(model, dataset, radius=0.12 if adversarial else 0.0)
+        train(model, dataset, radius=0.2 if adversarial else 0.0)
         files.save_tensors(path, model.state_dict())
     return files.load_tensors(path)
 
@@ -44,7 +46,7 @@ def train(model: nn.Module, dataset: data.ImageDataset, *, radius: float, epochs
         for x, y in data.batches(*dataset.train, BATCH, shuffle=True, generator=runtime.generator(epoch)):
             with policy.autocast():
                 if radius:
-                    x = attacks.pgd(model, x, y, ball=Linf(radius), step_size=0.7 * radius, steps=2, best=False)
+                    x = attacks.pgd(model, x, y, ball=Linf(radius), step_size=radius, steps=1, best=False)
                 loss = F.cross_entropy(model.train()(x).float(), y)
             optimizer.zero_grad()
             loss.backward()
@@ -107,7 +109,7 @@ def peers(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[dict[str, C
 
 def agree(model: nn.Module, found: dict[str, list[Tensor]], images: Tensor, labels: Tensor) -> str:
     """Assert that without random start all adversarial images are the same to the last bit."""
-    plain = functools.partial(PGD, model, random_start=False, best=False, active_set=False)
+    plain = functools.partial(PGD, model, random_start=False, best=False, active_set=False, first_step=None)
     for number, (x, y) in enumerate(zip(images.split(BATCH), labels.split(BATCH), strict=True)):
         ours = plain(x / 255, y)
         for name, batches in found.items():

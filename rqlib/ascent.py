@@ -3,7 +3,7 @@
 import contextlib
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,18 +81,18 @@ def climb(
     x: Tensor,
     y: Tensor,
     adversarial: Tensor,
-    advance: Callable[[Tensor, Tensor, Tensor], Tensor],
+    advance: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    lengths: Sequence[float],
     *,
-    steps: int,
     active_set: bool,
     score_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """Yield (rows, iterate, losses, fooled) of every iterate; the last one may go unscored (None).
+    """Yield (rows, iterate, losses, fooled) of every iterate, one step per length; the last may go unscored (None).
 
     ``rows`` are the images still in the batch: with an active set, those that are misclassified leave it.
     """
     rows = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
+    for length in lengths:
         adversarial = adversarial.detach().requires_grad_()
         losses, fooled = score(adversarial, y)
         yield rows, adversarial.detach(), losses.detach(), fooled
@@ -104,7 +104,7 @@ def climb(
             adversarial, gradient = _gradient_of(standing, score, adversarial, y, losses)
         else:
             gradient = score.gradient(losses, adversarial)
-        adversarial = advance(x, adversarial.detach(), gradient)
+        adversarial = advance(x, adversarial.detach(), gradient, length)
     losses, fooled = score(adversarial, y) if score_last else (None, None)
     yield rows, adversarial, losses if losses is None else losses.detach(), fooled
 

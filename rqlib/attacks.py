@@ -52,6 +52,7 @@ def pgd(
     random_start: bool = True,
     best: bool = True,
     active_set: bool = False,
+    first_step: float | None = None,
     report_exact: bool = False,
     generator: torch.Generator | None = None,
     watch: Watch | None = None,
@@ -72,6 +73,8 @@ def pgd(
             loss) instead of the last.
         active_set: only success matters: an image leaves the batch as soon as it is misclassified. Not
             for randomized networks, which one lucky draw would let go.
+        first_step: another length for the first step. With an active set ``ball.epsilon`` saves time: most
+            images that fall at all fall to one long step.
         report_exact: the geometry of the first defense report: ``ball`` (L-infinity) and ``step_size``
             count in the network's normalized input, the start is N(0, epsilon) and everything is
             clamped to [-2, 2] there (in pixels, not exactly [0, 1]); the last iterate is returned.
@@ -84,9 +87,10 @@ def pgd(
         ValueError: x not in [0, 1] or not (B, C, H, W); y out of range; a negative size or number.
     """
     ascent.check_images(x, y)
-    ascent.check_at_least(0, step_size=step_size, steps=steps)
+    ascent.check_at_least(0, step_size=step_size, steps=steps, first_step=first_step or 0.0)
     ascent.check_at_least(1, restarts=restarts, eot_samples=eot_samples)
-    start, advance = _report_moves(model, ball, step_size) if report_exact else _moves(ball, step_size)
+    start, advance = _report_moves(model, ball) if report_exact else _moves(ball)
+    lengths = [step_size if first_step is None else first_step, *[step_size] * (steps - 1)][:steps]
     best = (best and not report_exact) or active_set
     strongest = ascent.Strongest(x)
     with ascent.traceless(model, x, generator):
@@ -102,7 +106,7 @@ def pgd(
                 labels,
                 start(clean) if random_start else clean,
                 advance,
-                steps=steps,
+                lengths,
                 active_set=active_set,
                 score_last=left > 0 if active_set else best or restarts > 1,
             )
@@ -155,19 +159,19 @@ def named(name: str, **settings) -> Attack:
     return partial(ATTACKS[name], **settings)
 
 
-def _moves(ball: Ball, step_size: float):
-    """(start, advance) in pixels: x -> x', and (x, x', gradient) -> next x'."""
+def _moves(ball: Ball):
+    """(start, advance) in pixels: x -> x', and (x, x', gradient, length) -> next x'."""
 
     def start(x: Tensor) -> Tensor:
         return (x + ball.sample(x)).clamp(0, 1)
 
-    def advance(x: Tensor, adversarial: Tensor, gradient: Tensor) -> Tensor:
-        return (x + ball.project(adversarial + step_size * ball.steepest(gradient) - x)).clamp(0, 1)
+    def advance(x: Tensor, adversarial: Tensor, gradient: Tensor, length: float) -> Tensor:
+        return (x + ball.project(adversarial + length * ball.steepest(gradient) - x)).clamp(0, 1)
 
     return start, advance
 
 
-def _report_moves(model: nn.Module, ball: Ball, step_size: float):
+def _report_moves(model: nn.Module, ball: Ball):
     """The same in the report's geometry; one normalized unit is the network's ``std`` in pixels."""
     normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
     if normalize is None or not isinstance(ball, Linf):
@@ -177,8 +181,8 @@ def _report_moves(model: nn.Module, ball: Ball, step_size: float):
     def start(x: Tensor) -> Tensor:
         return x + torch.randn_like(x) * ball.epsilon * std
 
-    def advance(x: Tensor, adversarial: Tensor, gradient: Tensor) -> Tensor:
-        moved = adversarial + step_size * std * gradient.sign()
+    def advance(x: Tensor, adversarial: Tensor, gradient: Tensor, length: float) -> Tensor:
+        moved = adversarial + length * std * gradient.sign()
         reach = ball.epsilon * std
         return moved.clamp(x - reach, x + reach).clamp(mean - 2 * std, mean + 2 * std)
 

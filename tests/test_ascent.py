@@ -65,7 +65,14 @@ def test_climb_lets_the_fooled_leave():
     x, y = torch.tensor([-0.1, -0.25, 0.2]).view(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64)
     path = list(
         ascent.climb(
-            mean_is_positive(), x, y, x, lambda x, a, g: a + 0.15 * g.sign(), steps=5, active_set=True, score_last=True
+            mean_is_positive(),
+            x,
+            y,
+            x,
+            lambda x, a, g, length: a + length * g.sign(),
+            [0.15] * 5,
+            active_set=True,
+            score_last=True,
         )
     )
     assert [rows.tolist() for rows, *_ in path] == [[0, 1, 2], [0, 1], [1]]

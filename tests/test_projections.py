@@ -114,5 +114,5 @@ def test_bad_radius(ball, epsilon):
 
 
 def test_radius_in_gray_levels_is_explained():
-    with pytest.raises(ValueError, match="write 8 gray levels as 8 / 255"):
+    with pytest.raises(ValueError, match="8 gray levels are 8 / 255"):
         Linf(8)

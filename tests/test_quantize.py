@@ -55,7 +55,7 @@ def digits():
 @pytest.fixture(scope="module")
 def trained(digits):
     torch.manual_seed(0)
-    return descend(models.build("ResNet_18", digits.spec, width=0.125), digits.train, epochs=4, lr=0.05)
+    return descend(models.build("ResNet_18", digits.spec, width=0.25), digits.train, epochs=4, lr=0.05)
 
 
 @pytest.fixture(scope="module")

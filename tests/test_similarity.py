@@ -41,7 +41,7 @@ def test_legacy_is_a_mean_square_error_in_disguise(noise):
 def test_legacy_is_zero_for_depthwise_layers_however_far_they_move():
     networks = pair(32, 32, groups=32, noise=1.0)
     assert value("js_legacy", networks) == 0
-    assert value("js", networks) > 0.1
+    assert value("js", networks) > 0.01  # nine values a channel fill few bins
     assert value("relative_error", networks) > 0.1
 
 
