@@ -34,7 +34,7 @@ def number_lines(formats: list[Format], *, title: str = "What each format can sa
 
 def weight_histogram(weight: Tensor, quantized: Tensor, *, bins: int = 201, title: str = "") -> go.Figure:
     """Values of a layer's weights before and after; counts on a logarithmic axis."""
-    reach = weight.abs().max().item() or 1.0
+    reach = max(weight.abs().max().item(), quantized.abs().max().item()) or 1.0
     figure = go.Figure()
     for values, name, shade in ((weight, "float", plots.PALETTE[5]), (quantized, "quantized", plots.PALETTE[1])):
         counts = torch.histc(values.float(), bins, -reach, reach)
