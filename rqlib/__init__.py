@@ -11,6 +11,7 @@ Who may import whom: strictly downward.
 | 0 | `vision` | torchvision, also beside a CPU-only torch |
 | 0 | `parameters` | names and types of a notebook's parameters |
 | 0 | `provenance` | commit, fingerprint of the code, versions of the libraries |
+| 0 | `overfitting` | flags of robust training: accuracy that rose, and then fell |
 | 0 | `rounding` | to the nearest value of a format, on the bits of a float |
 | 1 | `data` | named datasets as uint8 tensors; batches; splits |
 | 1 | `models` | `MODELS`, `build`; one file a family |
