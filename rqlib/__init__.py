@@ -23,6 +23,7 @@ Who may import whom: strictly downward.
 | 1 | `formats` | `Format(bits, exponent_bits)`: INT, POT, FLOAT; codebooks |
 | 1 | `quantization_points` | where a network's signals are quantized |
 | 1 | `int8` | convolutions and products of 8-bit integers, exactly |
+| 1 | `channels` | which channels stay or go together, and their removal |
 | 1 | `curves` | families of nondecreasing curves |
 | 1 | `conformal` | intervals as wide as the errors on groups left out |
 | 2 | `checkpoints` | plain weights with name and `ImageSpec`, rebuilt without executing anything |
@@ -30,7 +31,7 @@ Who may import whom: strictly downward.
 | 2 | `run` | a checked batch run of a notebook |
 | 2 | `attacks` | FGSM, PGD, WRM, noise |
 | 2 | `autoattack` | Square and AutoAttack, where pyautoattack is installed |
-| 2 | `parametrizations` | `Quantized`, `bake` |
+| 2 | `parametrizations` | `Quantized`, `Masked`, `Scored`, `bake` |
 | 2 | `observers` | ranges of signals, and the scale that a format takes from them |
 | 2 | `requantize` | from sums of integers to the next layer's codes |
 | 3 | `objectives` | what training minimizes |
@@ -41,10 +42,12 @@ Who may import whom: strictly downward.
 | 3 | `calibration` | fold, observe once, freeze |
 | 3 | `layer_formats` | a layer's weight and bias on a format |
 | 3 | `integer` | the integer form of a quantized network |
+| 3 | `masks` | which weights stay: single ones, columns, filters, N:M |
 | 3 | `mixed_precision` | a budget of bits divided among layers |
 | 4 | `train` | `fit`, the only supervised loop |
 | 4 | `quantize` | post-training quantization and the sweep over formats |
 | 4 | `predictors` | what a loss is predicted from: the table of features |
+| 5 | `prune` | LWM, HYDRA, ADMM, multi-step: prune and fine-tune for an objective |
 | 5 | `results` | run folders, rows, checkpoints |
 | 5 | `fits` | curves through losses, judged on groups left out |
 | 5 | `data_free` | similarities of a network of which there is no image |
