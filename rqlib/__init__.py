@@ -11,6 +11,7 @@ Who may import whom: strictly downward.
 | 0 | `vision` | torchvision, also beside a CPU-only torch |
 | 0 | `parameters` | names and types of a notebook's parameters |
 | 0 | `provenance` | commit, fingerprint of the code, versions of the libraries |
+| 0 | `overfitting` | flags of robust training: accuracy that rose, and then fell |
 | 0 | `rounding` | to the nearest value of a format, on the bits of a float |
 | 1 | `data` | named datasets as uint8 tensors; batches; splits |
 | 1 | `models` | `MODELS`, `build`; one file a family |
@@ -37,6 +38,7 @@ Who may import whom: strictly downward.
 | 3 | `objectives` | what training minimizes |
 | 3 | `evaluate` | accuracies, clean and under attack, streamed |
 | 3 | `recipes` | learning-rate schedules and named recipes |
+| 3 | `compressed` | a pruned network as a file as small as it is |
 | 3 | `diagnostics` | twenty checks that an attack was strong enough |
 | 3 | `similarity` | how far quantized weights are from the float ones |
 | 3 | `calibration` | fold, observe once, freeze |

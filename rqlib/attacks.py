@@ -62,7 +62,8 @@ def pgd(
     ``x' <- clip(x + project(x' + step_size steepest(gradient) - x), 0, 1)``, from a uniform start in the ball.
 
     Args:
-        x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``.
+        x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``. With
+            ``ce`` also soft labels (B, K): the ascent is then on the KL divergence from them.
         ball: where x' - x stays: `projections.Linf` or `projections.L2`, in pixels.
         step_size: length of a step in the ball's norm, in pixels.
         restarts: independent starts, of which each image keeps the strongest result.
