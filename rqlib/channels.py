@@ -162,8 +162,8 @@ class _Follower(fx.Interpreter):
     def _call_module(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> Tensor | None:
         layer, (signal, *_) = self.module.get_submodule(node.target), signals
         if node.target in self.writes:
-            self.stuck += [self.writes[node.target]]  # called again: its filters serve two places
-            return None
+            self.stuck += [of[node.target] for of in (self.writes, self.reads) if node.target in of]
+            return None  # called again: its filters serve two places
         if isinstance(layer, nn.Flatten):
             return signal.repeat_interleave(value.shape[1] // len(signal))
         if isinstance(layer, layers.NORMALIZATIONS) and layer.affine:

@@ -259,6 +259,6 @@ def _tighten(rule: Rule, kept: float, epochs: int, model: nn.Module, rows: list[
     if len(rows) == epochs:
         return
     steps, stored = steps_of(model, Masked), _stored(model, Masked)
-    weights = {name: stored[name] * steps[name].mask for name in steps}
+    weights = {name: tensor * steps[name].mask for name, tensor in stored.items() if tensor.dim() > 1}
     for name, mask in rule(weights, kept ** ((len(rows) + 1) / epochs)).items():
         steps[name].mask.copy_(mask)
