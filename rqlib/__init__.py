@@ -58,8 +58,10 @@ Who may import whom: strictly downward.
 | 6 | `summary` | where everything lies, with the key figures |
 | 7 | `leaderboard` | every predictor, judged on networks left out |
 | 7 | `figures_prediction` | figures of prediction |
+| 7 | `figures_prune` | figures of pruning |
 | 7 | `figures_quantization` | figures of quantization |
 | 7 | `widgets` | choose, redraw |
 | 8 | `widgets_fit` | choose data, predictor and family; see R2 |
+| 8 | `widgets_prune` | which weights of any layer each method keeps |
 | 8 | `widgets_quantization` | weights of any layer in any format |
 """

@@ -16,14 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rqlib import data, layers, masks, projections, runtime, train
+from rqlib import cost, data, layers, masks, models, projections, runtime, train
 from rqlib.data import ImageDataset
 from rqlib.masks import Rule, apply_masks, filter_masks, magnitude_masks
 from rqlib.parametrizations import Anchored, Masked, Scored, steps_of
 from rqlib.recipes import Recipe
-from rqlib.vocabulary import Attack, Objective, did_you_mean
+from rqlib.vocabulary import Attack, ImageSpec, Objective, did_you_mean
 
-__all__ = ["METHODS", "Phase", "admm", "apply_masks", "filter_masks", "hydra", "lwm", "magnitude_masks", "multi_step"]
+__all__ = [
+    "METHODS",
+    "Phase",
+    "admm",
+    "apply_masks",
+    "compact",
+    "filter_masks",
+    "hydra",
+    "lwm",
+    "magnitude_masks",
+    "multi_step",
+]
 __all__ += ["run", "settled", "with_scores"]
 
 
@@ -262,3 +273,25 @@ def _tighten(rule: Rule, kept: float, epochs: int, model: nn.Module, rows: list[
     weights = {name: tensor * steps[name].mask for name, tensor in stored.items() if tensor.dim() > 1}
     for name, mask in rule(weights, kept ** ((len(rows) + 1) / epochs)).items():
         steps[name].mask.copy_(mask)
+
+
+def compact(name: str, spec: ImageSpec, weights: int, *, width: float = 1.0) -> nn.Module:
+    """The control that is trained from scratch: the widest dense network of a kind with at most so many weights.
+
+    Raises:
+        ValueError: even one channel everywhere is more.
+    """
+    low, high = 0.0, width
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _weights_at(name, spec, middle) <= weights else (low, middle)
+    return models.build(name, spec, width=low)
+
+
+def _weights_at(name: str, spec: ImageSpec, width: float) -> int:
+    """How many weights a network has; 0 where it is too narrow to be built."""
+    try:
+        with torch.device("meta"):
+            return cost.weight_count(models.build(name, spec, width=width))
+    except ValueError:
+        return 0

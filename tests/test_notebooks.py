@@ -26,6 +26,18 @@ SMALL = {  # the digits preset, made smaller
         "sensitivity_images": 50,
     },
     "03_fit": {"family": "rational_2"},
+    "06_prune": {
+        "methods": ["lwm", "hydra", "scratch"],
+        "kept": [0.1],
+        "train_images": 200,
+        "test_images": 40,
+        "era_steps": 3,
+        "era_restarts": 1,
+        **dict.fromkeys(["prune_epochs", "finetune_epochs", "pretrain_epochs", "attack_steps"], 1),
+        "hidden_objectives": ["natural"],
+        "ablation_images": [100],
+        "ablation_epochs": [],
+    },
 }
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 
@@ -33,7 +45,7 @@ NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 def small(notebook: str, folder: Path) -> dict:
     """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
     values = dict(SMALL[notebook])
-    if notebook == "02_quantize":
+    if notebook in ("02_quantize", "06_prune"):
         spec = data.load("digits").spec
         runtime.seed_everything(0)
         path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
@@ -81,10 +93,12 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     (preset / "01_train.yaml").write_text("dataset: digits\nepochs: 2\nwidth: 1.0\n")
     (preset / "02_quantize.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["02_quantize"]}))
     (preset / "03_fit.yaml").write_text("family: rational_2\n")
+    (preset / "06_prune.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["06_prune"]}))
     workflow = {
         "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
         "02_quantize": [{"granularity": ["tensor"]}],
         "03_fit": [{"feature": ["js_macs"]}],
+        "06_prune": [{"of": {"model": "SmallCNN"}, "prune_objective": ["natural"]}],
     }
     (preset / "workflow.yaml").write_text(yaml.safe_dump(workflow))
     command = [Path(sys.executable).with_name("snakemake"), "--cores", "2", "--nolock"]
@@ -101,6 +115,9 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     assert len(quantized) == 2 * len(SMALL["02_quantize"]["formats"])
     assert quantized[["accuracy", "js_macs", "relative_error_macs"]].notna().all().all()
     assert results.collect("03_fit", outputs).held_out_r2.le(1).all()
+    pruned = results.collect("06_prune", outputs)
+    assert pruned.model.unique().tolist() == ["SmallCNN"]
+    assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
     folder = outputs / "01_train/tiny-SmallCNN-3"
     made = {path.name for path in folder.iterdir()}
     assert {"params.yaml", "run.json", "rows.parquet", "history.parquet", "checkpoint.pt"} <= made

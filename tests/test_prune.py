@@ -254,3 +254,14 @@ def test_kill_9_in_each_phase_then_again_gives_the_same_network(method, tmp_path
         undisturbed = parametrizations.bake(prune.run(method, network(), 0.2, phase(), phase(), **options)).state_dict()
     found = files.load_tensors(result)
     assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
+
+
+def test_compact_is_the_widest_with_no_more_weights():
+    spec = COLOR
+    for weights in (1000, 8000, 60000):
+        found = prune.compact("SmallCNN", spec, weights)
+        count = prune.cost.weight_count(found)
+        assert 0.6 * weights < count <= weights
+        assert found(torch.rand(2, *spec.shape)).shape == (2, 10)
+    with pytest.raises(ValueError, match="leaves 0 channels"):
+        prune.compact("SmallCNN", spec, 10)
