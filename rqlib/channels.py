@@ -56,7 +56,7 @@ def find(model: nn.Module, image: Tensor) -> Channels:
     """
     with runtime.evaluating(model):
         follower = _Follower(fx.GraphModule(model, layers.trace(model)))
-        follower.run(image)
+        follower.run(image.to(next(model.parameters()).device))
     return follower.found()
 
 
@@ -79,7 +79,7 @@ def remove(model: nn.Module, image: Tensor) -> nn.Module:
     for name, numbers in channels.writes.items():
         layer = model.get_submodule(name)
         parameters = [p for p in (layer.weight, layer.bias) if p is not None]
-        stays[numbers] |= torch.stack([p.flatten(1).any(1) if p.dim() > 1 else p != 0 for p in parameters]).any(0)
+        stays[numbers] |= torch.stack([p.flatten(1).any(1) if p.dim() > 1 else p != 0 for p in parameters]).any(0).cpu()
     for numbers in channels.pools():
         stays[numbers[0]] |= not stays[numbers].any()
     for name, numbers in channels.writes.items():

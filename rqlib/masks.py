@@ -78,7 +78,7 @@ def find_channels(model: nn.Module, image: Tensor | None) -> Channels:
     """The numbers of the network's channels; says that an image is needed."""
     if image is None:
         raise ValueError("structure filters follows the channels through the network: expected image (1, C, H, W)")
-    return channels.find(model, image.to(next(model.parameters()).device))
+    return channels.find(model, image)
 
 
 def magnitude_masks(

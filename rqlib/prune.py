@@ -220,7 +220,7 @@ def _with_channel_scores(scored: nn.Module, weights: masks.Weights, kept: float,
     )
     for name, rows in masks.channel_rows(scored, found).items():
         _attach(scored, name, Scored(scores, choose, place[rows]))
-    return scored
+    return scored.to(next(iter(weights.values())).device)
 
 
 def _attach(model: nn.Module, name: str, step: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from rqlib import (
     attacks,
+    cost,
     data,
     evaluate,
     files,
@@ -260,7 +261,7 @@ def test_compact_is_the_widest_with_no_more_weights():
     spec = COLOR
     for weights in (1000, 8000, 60000):
         found = prune.compact("SmallCNN", spec, weights)
-        count = prune.cost.weight_count(found)
+        count = cost.weight_count(found)
         assert 0.6 * weights < count <= weights
         assert found(torch.rand(2, *spec.shape)).shape == (2, 10)
     with pytest.raises(ValueError, match="leaves 0 channels"):
