@@ -57,6 +57,7 @@ def after(notebook, earlier):
 TRAIN = runs("01_train")
 QUANTIZE = after("02_quantize", TRAIN)
 FIT = runs("03_fit")
+ROBUST = after("05_robust", TRAIN)
 PRUNE = after("06_prune", TRAIN)
 
 
@@ -85,7 +86,7 @@ def command(notebook, runs):
 
 
 rule all:
-    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(PRUNE)
+    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(ROBUST), tables(PRUNE)
 
 
 rule train:
@@ -115,6 +116,16 @@ rule fit:
     params: code=provenance.fingerprint("notebooks/03_fit.ipynb"), command=command("03_fit", FIT)
     threads: 2
     resources: mem_mb=4000, runtime=60
+    shell: "{params.command}"
+
+
+rule robust:  # after all trainings: images are transferred between the networks
+    input: ancient("notebooks/05_robust.ipynb"), tables(TRAIN)
+    output: f"{OUTPUTS}/05_robust/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/05_robust/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/05_robust.ipynb"), command=command("05_robust", ROBUST)
+    threads: 2
+    resources: mem_mb=8000, runtime=240, gpu=1
     shell: "{params.command}"
 
 

@@ -49,6 +49,7 @@ Who may import whom: strictly downward.
 | 4 | `train` | `fit`, the only supervised loop |
 | 4 | `quantize` | post-training quantization and the sweep over formats |
 | 4 | `predictors` | what a loss is predicted from: the table of features |
+| 5 | `robustness` | accuracy against epsilon, of quantized networks, on a plane |
 | 5 | `prune` | LWM, HYDRA, ADMM, multi-step: prune and fine-tune for an objective |
 | 5 | `results` | run folders, rows, checkpoints |
 | 5 | `fits` | curves through losses, judged on groups left out |
@@ -60,8 +61,10 @@ Who may import whom: strictly downward.
 | 7 | `figures_prediction` | figures of prediction |
 | 7 | `figures_prune` | figures of pruning |
 | 7 | `figures_quantization` | figures of quantization |
+| 7 | `figures_robustness` | figures of attacks |
 | 7 | `widgets` | choose, redraw |
 | 8 | `widgets_fit` | choose data, predictor and family; see R2 |
+| 8 | `widgets_attack` | attack an image on the spot |
 | 8 | `widgets_prune` | which weights of any layer each method keeps |
 | 8 | `widgets_quantization` | weights of any layer in any format |
 """

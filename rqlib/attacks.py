@@ -146,6 +146,11 @@ def wrm(
     return adversarial
 
 
+def none(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """No attack: the images themselves, to be judged as attacked ones are."""
+    return x
+
+
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "noise": noise, "wrm": wrm}
 
 

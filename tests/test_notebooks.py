@@ -26,6 +26,15 @@ SMALL = {  # the digits preset, made smaller
         "sensitivity_images": 50,
     },
     "03_fit": {"family": "rational_2"},
+    "05_robust": {
+        "epsilons_255": [0.0, 8.0],
+        "test_images": 60,
+        "era_steps": 3,
+        "era_restarts": 2,
+        "check_images": 20,
+        "formats": ["INT_8"],
+        "quantized_images": 20,
+    },
     "06_prune": {
         "methods": ["lwm", "hydra", "scratch"],
         "kept": [0.1],
@@ -45,7 +54,7 @@ NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 def small(notebook: str, folder: Path) -> dict:
     """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
     values = dict(SMALL[notebook])
-    if notebook in ("02_quantize", "06_prune"):
+    if notebook in ("02_quantize", "05_robust", "06_prune"):
         spec = data.load("digits").spec
         runtime.seed_everything(0)
         path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
@@ -93,11 +102,13 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     (preset / "01_train.yaml").write_text("dataset: digits\nepochs: 2\nwidth: 1.0\n")
     (preset / "02_quantize.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["02_quantize"]}))
     (preset / "03_fit.yaml").write_text("family: rational_2\n")
+    (preset / "05_robust.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["05_robust"]}))
     (preset / "06_prune.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["06_prune"]}))
     workflow = {
         "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
         "02_quantize": [{"granularity": ["tensor"]}],
         "03_fit": [{"feature": ["js_macs"]}],
+        "05_robust": [{"norm": ["Linf"]}],
         "06_prune": [{"of": {"model": "SmallCNN"}, "prune_objective": ["natural"]}],
     }
     (preset / "workflow.yaml").write_text(yaml.safe_dump(workflow))
@@ -115,6 +126,11 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     assert len(quantized) == 2 * len(SMALL["02_quantize"]["formats"])
     assert quantized[["accuracy", "js_macs", "relative_error_macs"]].notna().all().all()
     assert results.collect("03_fit", outputs).held_out_r2.le(1).all()
+    attacked = results.collect("05_robust", outputs).pivot(index="model", columns="attack", values="accuracy")
+    assert sorted(attacked.index) == ["CNN_small", "SmallCNN"]
+    assert (attacked["PGD-3x2"] <= attacked["none"]).all()
+    transfer = pandas.read_parquet(outputs / "05_robust/tiny-SmallCNN-3-Linf/transfer.parquet")
+    assert transfer.shape == (2, 2), "the other network of the preset attacks this one"
     pruned = results.collect("06_prune", outputs)
     assert pruned.model.unique().tolist() == ["SmallCNN"]
     assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
