@@ -25,6 +25,8 @@ Who may import whom: strictly downward.
 | 1 | `int8` | convolutions and products of 8-bit integers, exactly |
 | 1 | `curves` | families of nondecreasing curves |
 | 1 | `conformal` | intervals as wide as the errors on groups left out |
+| 2 | `penultimate` | a network's last layer, and the features that flow into it |
+| 2 | `batchnorm_statistics` | how far a batch is from the statistics a network has kept |
 | 2 | `checkpoints` | plain weights with name and `ImageSpec`, rebuilt without executing anything |
 | 2 | `cost` | parameters, MACs and stored bits per layer |
 | 2 | `run` | a checked batch run of a notebook |
@@ -42,19 +44,29 @@ Who may import whom: strictly downward.
 | 3 | `layer_formats` | a layer's weight and bias on a format |
 | 3 | `integer` | the integer form of a quantized network |
 | 3 | `mixed_precision` | a budget of bits divided among layers |
+| 3 | `generator_network` | mixtures of labels and noise become images |
+| 3 | `feature_map` | two axes of features; how much of the space is covered |
 | 4 | `train` | `fit`, the only supervised loop |
 | 4 | `quantize` | post-training quantization and the sweep over formats |
 | 4 | `predictors` | what a loss is predicted from: the table of features |
+| 4 | `generator_training` | a generator learns from a network alone |
+| 4 | `pseudo_quality` | how good generated images are |
 | 5 | `results` | run folders, rows, checkpoints |
 | 5 | `fits` | curves through losses, judged on groups left out |
 | 5 | `data_free` | similarities of a network of which there is no image |
+| 5 | `adjustment` | generated images as hard as real ones |
 | 6 | `prediction` | a network's losses forecast, with an interval; the format to take |
 | 6 | `plots` | the house template; tables to figures |
 | 6 | `summary` | where everything lies, with the key figures |
+| 6 | `generator` | build, fit, adjust, sample |
+| 6 | `quantized_robustness` | what quantized networks keep, on generated and on real images |
 | 7 | `leaderboard` | every predictor, judged on networks left out |
 | 7 | `figures_prediction` | figures of prediction |
 | 7 | `figures_quantization` | figures of quantization |
+| 7 | `figures_generator` | figures of generated images |
 | 7 | `widgets` | choose, redraw |
 | 8 | `widgets_fit` | choose data, predictor and family; see R2 |
 | 8 | `widgets_quantization` | weights of any layer in any format |
+| 8 | `migration` | quantize without data, and say beforehand what it costs |
+| 8 | `widgets_generator` | superpose classes; click a point, see its image |
 """

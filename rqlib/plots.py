@@ -186,6 +186,17 @@ def side_by_side(figures: list[go.Figure], *, title: str = "") -> go.Figure:
     return joined.update_layout(title=title, width=sum(figure.layout.width for figure in figures), height=height)
 
 
+def mosaic(images: Tensor, *, columns: int = 8, title: str = "") -> go.Figure:
+    """Images in reading order, without axes.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+    rows = [_strip(images[start : start + columns], columns) for start in range(0, len(images), columns)]
+    figure = _picture(torch.cat(rows, dim=1))
+    return figure.update_layout(title=title, width=60 + 70 * columns, height=90 + 70 * len(rows))
+
+
 def _strip(images: Tensor, count: int) -> Tensor:
     """uint8 (n, C, H, W), n <= count -> one row (C, H + 2, count (W + 2)) on white, two pixels apart."""
     padded = F.pad(images, (1, 1, 1, 1), value=255)
