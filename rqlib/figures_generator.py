@@ -1,6 +1,6 @@
 """Figures of generated images: how they were learned, where they lie, what they tell of quantized networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 from pandas import DataFrame
@@ -15,7 +15,6 @@ ACTIONS = {
     "stop": "#222222",
 }
 _LINE = {"color": "#222222", "dash": "dot", "width": 1.5}
-_LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"}
 
 
 def training(history: DataFrame, *, title: str = "The generator learns from the network alone") -> go.Figure:
@@ -39,28 +38,37 @@ def training(history: DataFrame, *, title: str = "The generator learns from the 
     return figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.28})
 
 
-def adjustment(rows: DataFrame, *, title: str = "Adjustment") -> go.Figure:
-    """Accuracy of the teacher on the images minus its target, clean and attacked, against the round; marks: the step.
+def adjustment(runs: Mapping[str, DataFrame], *, title: str = "Adjustment, round by round") -> go.Figure:
+    """Accuracy of the teacher on the images minus its target, clean and attacked; a row a run, marks tell the step.
 
     Args:
-        rows: from `generator.adjust`.
+        runs: name -> rows from `generator.adjust`.
     """
     sides = {"clean_difference": "clean", "robust_difference": "under attack"}
-    figure = make_subplots(1, 2, subplot_titles=list(sides.values()), horizontal_spacing=0.1)
-    for axis, column in enumerate(sides, start=1):
-        path = {"mode": "lines", "line": {"color": "#BBBBBB", "width": 1.5}, "hoverinfo": "skip", "showlegend": False}
-        figure.add_trace(go.Scatter(x=rows["round"], y=rows[column], **path), row=1, col=axis)
-        for action, some in rows.groupby("action", sort=False):
-            dots = go.Scatter(
-                x=some["round"], y=some[column], mode="markers", name=f"then {action}" if action != "stop" else "stop",
-                legendgroup=action, showlegend=axis == 1, marker={"color": ACTIONS[action], "size": 7},
-                hovertemplate="round %{x}<br>%{y:.1f} points<extra></extra>",
-            )  # fmt: skip
-            figure.add_trace(dots, row=1, col=axis)
+    titles = [f"{name}: {side}" for name in runs for side in sides.values()]
+    figure = make_subplots(len(runs), 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.14)
+    shown = set()
+    for row, rows in enumerate(runs.values(), start=1):
+        for column, side in enumerate(sides, start=1):
+            path = {"mode": "lines", "line": {"color": "#BBBBBB", "width": 1.5}, "hoverinfo": "skip"}
+            figure.add_trace(go.Scatter(x=rows["round"], y=rows[side], showlegend=False, **path), row=row, col=column)
+            for action, some in rows.groupby("action", sort=False):
+                dots = _marks(some, side, action).update(showlegend=action not in shown)
+                figure.add_trace(dots, row=row, col=column)
+                shown.add(action)
     figure.add_hline(0, line=_LINE)
-    figure.update_xaxes(title="round")
-    figure.update_yaxes(title="pseudo minus target (points)", row=1, col=1)
-    return figure.update_layout(title=title, height=430, margin_t=90, legend={"orientation": "h", "y": -0.25})
+    figure.update_xaxes(title="round", row=len(runs))
+    figure.update_yaxes(title="pseudo - target (points)", col=1)
+    figure.update_annotations(font_size=13)
+    legend = {"orientation": "h", "y": -0.12, "title": "next step: "}
+    return figure.update_layout(title=title, height=160 + 260 * len(runs), margin_t=90, legend=legend)
+
+
+def _marks(some: DataFrame, side: str, action: str) -> go.Scatter:
+    return go.Scatter(
+        x=some["round"], y=some[side], mode="markers", name=action, legendgroup=action,
+        marker={"color": ACTIONS[action], "size": 7}, hovertemplate="round %{x}<br>%{y:.1f} points<extra></extra>",
+    )  # fmt: skip
 
 
 def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of the last layer but one") -> go.Figure:
@@ -111,7 +119,7 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     ]  # fmt: skip
     figure = make_subplots(
         len(generators), len(attacks), subplot_titles=names, shared_xaxes="all", shared_yaxes="all",
-        horizontal_spacing=0.03, vertical_spacing=0.12,
+        horizontal_spacing=0.03, vertical_spacing=0.2 / len(generators),
     )  # fmt: skip
     for (one, attack), some in frame.groupby(["generator", "attack"], sort=False):
         place = {"row": generators.index(one) + 1, "col": attacks.index(attack) + 1}
@@ -129,7 +137,6 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title="on generated images", row=len(generators))
     figure.update_yaxes(title="on test images", col=1)
-    height = 120 + 300 * len(generators)
-    return figure.update_layout(
-        title=title, width=130 + 300 * len(attacks), height=height, margin_t=100, legend=_LEGEND
-    )
+    legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
+    size = {"width": 130 + 300 * len(attacks), "height": 170 + 270 * len(generators)}
+    return figure.update_layout(title=title, margin={"t": 100, "b": 110}, legend=legend, **size)

@@ -24,7 +24,7 @@ class Generator(nn.Module):
     upsampling and 3x3 convolutions; tanh, standardized per channel, then the mean and spread of the images.
 
     Args:
-        embedding: (K, L), a row a class; trained with the rest.
+        embedding: (K, L), a row a class, standardized to be as loud as the noise; trained with the rest.
         channels: of the first maps; half as many before the image.
     """
 
@@ -33,7 +33,7 @@ class Generator(nn.Module):
         if channels < 2:
             raise ValueError(f"expected at least 2 channels, got {channels}")
         self.spec, self.channels = spec, channels
-        self.embedding = nn.Parameter(embedding.detach().float().clone())
+        self.embedding = nn.Parameter(F.layer_norm(embedding.detach().float(), embedding.shape[1:]))
         doublings = max(2, math.ceil(math.log2(max(spec.height, spec.width) / _SMALL)))
         self.small = (channels, *(math.ceil(side / 2**doublings) for side in (spec.height, spec.width)))
         self.expand = nn.Linear(embedding.shape[1], math.prod(self.small))

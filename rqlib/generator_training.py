@@ -53,7 +53,8 @@ def fit(
         FloatingPointError: the loss is no longer finite; names the epoch and the last good state.
         ValueError: the checkpoint belongs to another training; a setting out of range.
     """
-    _check(epochs=epochs, steps=steps, batch_size=batch_size - 1)
+    _check(1, epochs=epochs, steps=steps)
+    _check(2, batch_size=batch_size)
     if not 0 <= superposed_fraction <= 1:
         raise ValueError(f"expected superposed_fraction in [0, 1], got {superposed_fraction}")
     settings = {"epochs": epochs, "steps": steps, "batch": batch_size, "superposed": superposed_fraction, "seed": seed}
@@ -194,7 +195,7 @@ def _mixture(training: Training, count: int, superposed_fraction: float, stream:
     return generator_network.single(torch.randint(classes, (count,), generator=stream), classes)
 
 
-def _check(**numbers: int) -> None:
+def _check(least: int, **numbers: int) -> None:
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"expected {name} of at least 1, got {number}")
+        if number < least:
+            raise ValueError(f"expected {name} of at least {least}, got {number}")

@@ -70,14 +70,15 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
 
     Published names become ours (js_flops -> js_legacy_macs / 100, fp32_accuracy -> float_accuracy);
     accuracy_loss = (float_accuracy - accuracy) / float_accuracy where it is not there (rows without
-    accuracies, of a network to be predicted, have none); each similarity also divided by the network's
-    own at INT_4 (`*_normalized`); the loss on pseudo-data joined from ``pseudo`` (see `pseudo_losses`)
+    accuracies, of a network to be predicted, have none); rows FP32 (the float network itself) are left
+    out; each similarity also divided by the network's own at INT_4 (`*_normalized`); the loss on pseudo-data joined from ``pseudo`` (see `pseudo_losses`)
     on the columns they share.
 
     Raises:
         ValueError: columns are missing, accuracies are percent, or a network has a format twice.
     """
     _require(rows, ("model", "format"), "the table")
+    rows = rows[rows.format != "FP32"]
     frame = rows.rename(columns={"fp32_accuracy": "float_accuracy"} | PERCENT).reset_index(drop=True)
     for name in set(PERCENT) & set(rows):
         frame[PERCENT[name]] /= 100
