@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rqlib import data, leaderboard, prediction, predictors, quantize
 from rqlib.formats import Format
-from rqlib.predictors import GENERATORS, PSEUDO, TARGET
+from rqlib.predictors import GENERATORS, TARGET
 
 TRUTH = ("accuracy", "float_accuracy", TARGET, "agreement", "logit_error", "seconds")
 FEWEST = 3  # other networks: fewer give no interval
@@ -32,8 +32,7 @@ def losses(
 
     Args:
         calibration_images: generated, for a chain without data.
-        pseudo: ``trained`` and, where there is one, ``adjusted`` -> images and labels: columns of
-            `predictors.GENERATORS`.
+        pseudo: ``boundary``, ``trained``, ``adjusted``, those that there are -> images and labels.
         real: labeled images for the truth; None leaves its columns out.
         folder: of the sweeps' checkpoints.
         options: as `quantize.sweep`.
@@ -55,14 +54,16 @@ def forecast(rows: DataFrame, others: DataFrame | None = None, *, level: float =
     Args:
         rows: of one network, from `losses`, with the column ``model``.
         others: rows of networks measured before (`predictors.table`); those of the same name are left out. With
-            fewer than three networks the loss on pseudo-data is the prediction, and its interval is unknown.
+            fewer than three networks the loss on pseudo-data (the first that there is) is the prediction, and its
+            interval is unknown.
     """
     rows = predictors.table(rows)
+    first = next(name for name in GENERATORS.values() if name in rows)
     others = DataFrame({"model": []}) if others is None else others[~others.model.isin(rows.model)]
     if others.model.nunique() >= FEWEST:
         best = leaderboard.leaderboard(others, level=level).best(rows.columns)
         return prediction.predict(rows, prediction.fit(others, best), level=level)
-    print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: the loss on pseudo-data is the prediction")
+    print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {predictors.label(first)}")
     kept = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
-    found = rows[kept].assign(storage=rows.bits / 32, predicted=rows[PSEUDO], lower=float("nan"), upper=float("nan"))
+    found = rows[kept].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
     return found.assign(outside="").sort_values(["bits", "predicted"], kind="stable", ignore_index=True)

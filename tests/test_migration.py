@@ -59,6 +59,7 @@ def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(cap
     assert (found.predicted - found.accuracy_loss).abs().mean() < 0.1
     others = known()[lambda frame: frame.model != "net3"]
     assert migration.forecast(new, others).equals(found)
-    few = migration.forecast(new, others[others.model == "net0"])
+    few = migration.forecast(new.assign(pseudo_accuracy_loss_boundary=0.25), others[others.model == "net0"])
+    assert set(few.predicted) == {0.25}, "images between classes come first"
     assert few.lower.isna().all()
     assert "1 other networks, fewer than 3" in capsys.readouterr().out
