@@ -2,6 +2,7 @@
 
 import numpy
 import pandas
+import torch
 from pandas import DataFrame
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
@@ -38,7 +39,8 @@ def _mapped(axes: PCA, name: str, features: Tensor, labels: Tensor) -> DataFrame
 def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFrame:
     """What the map shows, in numbers; a row a set.
 
-    silhouette: of the classes in all L features, 1 for tight and far apart, 0 for touching (Rousseeuw 1987);
+    silhouette: of the classes in all L features, 1 for tight and far apart, 0 for touching (Rousseeuw 1987), NaN
+    for one class alone, as the next;
     center_distance: mean distance between centers of classes over the mean distance of an image to its center;
     covered_area: cells of the map with at least one point, as a share of those that any set covers.
     """
@@ -47,8 +49,7 @@ def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFr
     rows = {
         name: {
             "images": len(labels),
-            "silhouette": float(silhouette_score(features.numpy(), labels.cpu().numpy())),
-            "center_distance": _center_distance(features, labels.cpu()),
+            **_separation(features, labels.cpu()),
             "covered_area": len(cells[name]) / reached,
         }
         for name, (features, labels) in sets.items()
@@ -61,12 +62,13 @@ def _cells(values: pandas.Series) -> pandas.Series:
     return ((values - low) / (high - low) * CELLS).astype(int).clip(upper=CELLS - 1)
 
 
-def _center_distance(features: Tensor, labels: Tensor) -> float:
-    classes = labels.unique()
-    groups = [features[labels == label] for label in classes]
-    centers = [group.mean(0) for group in groups]
-    between = numpy.mean([(a - b).norm().item() for i, a in enumerate(centers) for b in centers[:i]])
-    within = numpy.mean(
-        [(group - center).norm(dim=1).mean().item() for group, center in zip(groups, centers, strict=True)]
-    )
-    return float(between / within)
+def _separation(features: Tensor, labels: Tensor) -> dict[str, float]:
+    groups = [features[labels == label] for label in labels.unique()]
+    if len(groups) < 2:
+        return {"silhouette": numpy.nan, "center_distance": numpy.nan}
+    centers = torch.stack([group.mean(0) for group in groups])
+    within = [(group - center).norm(dim=1).mean().item() for group, center in zip(groups, centers, strict=True)]
+    return {
+        "silhouette": float(silhouette_score(features.numpy(), labels.numpy())),
+        "center_distance": torch.pdist(centers).mean().item() / numpy.mean(within),
+    }

@@ -34,6 +34,13 @@ def test_numbers_tell_tight_from_wide():
     assert feature_map.measure(feature_map.project(sets["tight"][0], alone), alone).covered_area[0] == 1
 
 
+def test_one_class_alone_has_nothing_to_be_apart_from():
+    sets = {"one": (clusters(1.0)[0], torch.zeros(200, dtype=torch.long))}
+    row = feature_map.measure(feature_map.project(sets["one"][0], sets), sets).iloc[0]
+    assert row[["silhouette", "center_distance"]].isna().all()
+    assert row.covered_area == 1
+
+
 def test_sets_of_other_networks_are_refused():
     with pytest.raises(ValueError, match="b: expected 6 features as the reference, got 3"):
         feature_map.project(clusters(1.0)[0], {"b": (torch.randn(9, 3), torch.arange(9))})
