@@ -51,6 +51,7 @@ TRAIN = runs("01_train")
 QUANTIZE = after("02_quantize", TRAIN)
 FIT = runs("03_fit")
 GENERATOR = after("04_generator", TRAIN)
+ROBUST = after("05_robust", TRAIN)
 
 
 def fitted(run):
@@ -84,7 +85,7 @@ def command(notebook, runs):
 
 
 rule all:
-    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR)
+    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR), tables(ROBUST)
 
 
 rule train:
@@ -124,4 +125,14 @@ rule generator:
     params: code=provenance.fingerprint("notebooks/04_generator.ipynb"), command=command("04_generator", GENERATOR)
     threads: 2
     resources: mem_mb=8000, runtime=600, gpu=1
+    shell: "{params.command}"
+
+
+rule robust:  # after all trainings: images are transferred between the networks
+    input: ancient("notebooks/05_robust.ipynb"), tables(TRAIN)
+    output: f"{OUTPUTS}/05_robust/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/05_robust/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/05_robust.ipynb"), command=command("05_robust", ROBUST)
+    threads: 2
+    resources: mem_mb=8000, runtime=240, gpu=1
     shell: "{params.command}"

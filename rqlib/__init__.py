@@ -11,6 +11,7 @@ Who may import whom: strictly downward.
 | 0 | `vision` | torchvision, also beside a CPU-only torch |
 | 0 | `parameters` | names and types of a notebook's parameters |
 | 0 | `provenance` | commit, fingerprint of the code, versions of the libraries |
+| 0 | `overfitting` | flags of robust training: accuracy that rose, and then fell |
 | 0 | `rounding` | to the nearest value of a format, on the bits of a float |
 | 1 | `data` | named datasets as uint8 tensors; batches; splits |
 | 1 | `models` | `MODELS`, `build`; one file a family |
@@ -51,6 +52,7 @@ Who may import whom: strictly downward.
 | 4 | `predictors` | what a loss is predicted from: the table of features |
 | 4 | `generator_training` | a generator learns from a network alone |
 | 4 | `pseudo_quality` | how good generated images are |
+| 5 | `robustness` | accuracy against epsilon, of quantized networks, on a plane |
 | 5 | `results` | run folders, rows, checkpoints |
 | 5 | `fits` | curves through losses, judged on groups left out |
 | 5 | `data_free` | similarities of a network of which there is no image |
@@ -64,8 +66,10 @@ Who may import whom: strictly downward.
 | 7 | `figures_prediction` | figures of prediction |
 | 7 | `figures_quantization` | figures of quantization |
 | 7 | `figures_generator` | figures of generated images |
+| 7 | `figures_robustness` | figures of attacks |
 | 7 | `widgets` | choose, redraw |
 | 8 | `widgets_fit` | choose data, predictor and family; see R2 |
+| 8 | `widgets_attack` | attack an image on the spot |
 | 8 | `widgets_quantization` | weights of any layer in any format |
 | 8 | `migration` | quantize without data, and say beforehand what it costs |
 | 8 | `widgets_generator` | superpose classes; click a point, see its image |

@@ -53,7 +53,7 @@ class Score:
 
     def __init__(self, model: nn.Module, y: Tensor, loss, targeted: bool = False, draws: int = 1):
         self.model, self.loss, self.targeted, self.draws = model, loss, targeted, draws
-        self.classes = int(y.max()) + 1 if len(y) else 0
+        self.classes = int(hard(y).max()) + 1 if len(y) else 0
         self.checked = self.climbs = False
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,8 @@ class Score:
         if not self.checked:
             _check_logits(logits, self.draws * len(x), self.classes)
             self.checked = True
-        losses = self.loss(logits, y.repeat(self.draws)).view(self.draws, -1).mean(0)
-        hit = logits.detach().view(self.draws, len(x), -1).mean(0).argmax(1) == y
+        losses = self.loss(logits, torch.cat([y] * self.draws)).view(self.draws, -1).mean(0)
+        hit = logits.detach().view(self.draws, len(x), -1).mean(0).argmax(1) == hard(y)
         return (-losses, hit) if self.targeted else (losses, ~hit)
 
     def gradient(self, losses: Tensor, x: Tensor) -> Tensor:
@@ -141,11 +141,17 @@ class Strongest:
         self.x[index], self.losses[index], self.fooled[index] = x[better], losses[better], fooled[better]
 
 
+def hard(y: Tensor) -> Tensor:
+    """Labels (B,): the most probable class of soft labels (B, K)."""
+    return y.argmax(1) if y.dim() == 2 else y
+
+
 def check_images(x: Tensor, y: Tensor) -> None:
-    """Raise unless x is a batch of images (B, C, H, W) in [0, 1] and y (B,) its labels."""
+    """Raise unless x is a batch of images (B, C, H, W) in [0, 1] and y its labels, (B,) or soft (B, K)."""
     if x.dim() != 4 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"expected x (B, C, H, W) float32, got {tuple(x.shape)} {x.dtype}; data.to_pixels makes it")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+    soft = y.dim() == 2 and len(y) == len(x) and y.is_floating_point()
+    if not soft and (y.shape != x.shape[:1] or y.dtype != torch.int64):
         raise ValueError(f"expected y ({len(x)},) int64, one label an image, got {tuple(y.shape)} {y.dtype}")
     if not x.numel():
         return

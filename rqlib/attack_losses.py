@@ -8,12 +8,18 @@ from rqlib.vocabulary import did_you_mean
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy; its gradient vanishes where the softmax saturates."""
+    """Cross-entropy with labels or soft labels (B, K); its gradient vanishes where the softmax saturates."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """``max_{j != y} z_j - z_y``, positive where misclassified (Carlini and Wagner 2017, arXiv 1608.04644)."""
+    """``max_{j != y} z_j - z_y``, positive where misclassified (Carlini and Wagner 2017, arXiv 1608.04644).
+
+    Raises:
+        ValueError: soft labels.
+    """
+    if y.dim() != 1:
+        raise ValueError(f"expected labels (B,) for a margin, got {tuple(y.shape)}; soft labels need loss='ce'")
     own = logits.gather(1, y[:, None])
     return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own.squeeze(1)
 

@@ -62,7 +62,8 @@ def pgd(
     ``x' <- clip(x + project(x' + step_size steepest(gradient) - x), 0, 1)``, from a uniform start in the ball.
 
     Args:
-        x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``.
+        x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``. With
+            ``ce`` also soft labels (B, K): the ascent is then on the KL divergence from them.
         ball: where x' - x stays: `projections.Linf` or `projections.L2`, in pixels.
         step_size: length of a step in the ball's norm, in pixels.
         restarts: independent starts, of which each image keeps the strongest result.
@@ -143,6 +144,11 @@ def wrm(
             uphill = gamma * gradient - (adversarial - clean)
             adversarial = (adversarial + uphill / (step + 1) ** 0.5).clamp(0, 1)
     return adversarial
+
+
+def none(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """No attack: the images themselves, to be judged as attacked ones are."""
+    return x
 
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "noise": noise, "wrm": wrm}

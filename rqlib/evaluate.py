@@ -83,7 +83,7 @@ def robustness(model: nn.Module, images: Tensor, labels: Tensor, *, attack: Atta
 
     Robust accuracy = right after the attack / all images; success rate = fooled / right before the attack.
     """
-    before = correct(model, images, labels, attack=_unchanged, batch_size=batch_size)
+    before = correct(model, images, labels, attack=attacks.none, batch_size=batch_size)
     after = correct(model, images, labels, attack=attack, batch_size=batch_size)
     return {
         "clean_accuracy": before.float().mean().item(),
@@ -216,10 +216,6 @@ def _transferred(models, source: str, images, labels, attack: Attack, batch_size
             for target, model in models.items():
                 hits[target] += (_exact_logits(model, adversarial).argmax(1) == y).sum().item()
     return [count / len(labels) for count in hits.values()]
-
-
-def _unchanged(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return x
 
 
 def _success_rate(before: Tensor, after: Tensor) -> float:

@@ -12,6 +12,8 @@ from rqlib.formats import Format
 class Quantized(nn.Module):
     """x on the grid of a format: ``scale round(x / scale)``; the gradient passes inside the range and is 0 outside.
 
+    With ``masked = False`` it passes everywhere: an attack then also climbs where the range is left.
+
     As the parametrization of a weight it quantizes the weight, as a module in the flow of a network it
     quantizes the signal.
 
@@ -25,12 +27,12 @@ class Quantized(nn.Module):
 
     def __init__(self, format: Format, scale: Tensor):
         super().__init__()
-        self.format = format
+        self.format, self.masked = format, True
         self.register_buffer("scale", scale.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return _FakeQuantize.apply(x, self.scale, self.format)
+            return _FakeQuantize.apply(x, self.scale, self.format, self.masked)
         return self.format.round(x / self.scale) * self.scale
 
     def right_inverse(self, x: Tensor) -> Tensor:
@@ -45,18 +47,18 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, format: Format) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, format: Format, masked: bool) -> Tensor:
         return format.round(x / scale) * scale
 
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
-        x, scale, format = inputs
-        context.save_for_backward(x.abs() <= format.max * scale)
+        x, scale, format, masked = inputs
+        context.save_for_backward(x.abs() <= format.max * scale if masked else torch.ones_like(x, dtype=torch.bool))
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
         (inside,) = context.saved_tensors
-        return gradient * inside, None, None
+        return gradient * inside, None, None, None
 
 
 def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:
@@ -64,6 +66,15 @@ def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:
     if not parametrize.is_parametrized(layer, name):
         return None
     return next((step for step in reversed(layer.parametrizations[name]) if isinstance(step, Quantized)), None)
+
+
+def unmasked(model: nn.Module) -> nn.Module:
+    """A copy whose `Quantized` weights and signals pass their gradients everywhere, for attacks."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, Quantized):
+            module.masked = False
+    return twin
 
 
 def bake(model: nn.Module) -> nn.Module:

@@ -69,7 +69,7 @@ def sample_grid(
     """
     shown = [name for name in range(len(classes)) if (labels == name).any()][:20]
     rows = [_strip(images[labels == name][:per_class], per_class) for name in shown]
-    figure = _picture(torch.cat(rows, dim=1))
+    figure = picture(torch.cat(rows, dim=1))
     height = images.shape[2] + 2
     figure.update_yaxes(
         visible=True,
@@ -172,7 +172,7 @@ def feature_maps(maps: Tensor, *, columns: int = 8, title: str = "Feature maps")
     scaled = ((maps - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)[:, None]
     scaled = F.interpolate(scaled, scale_factor=max(1, 48 // maps.shape[-1]), mode="nearest")
     strips = [_strip(scaled[start : start + columns], columns) for start in range(0, len(scaled), columns)]
-    figure = _picture(torch.cat(strips, dim=1))
+    figure = picture(torch.cat(strips, dim=1))
     return figure.update_layout(title=title, width=60 + 54 * columns, height=90 + 54 * len(strips))
 
 
@@ -193,8 +193,18 @@ def mosaic(images: Tensor, *, columns: int = 8, title: str = "") -> go.Figure:
         images: uint8 (N, C, H, W).
     """
     rows = [_strip(images[start : start + columns], columns) for start in range(0, len(images), columns)]
-    figure = _picture(torch.cat(rows, dim=1))
+    figure = picture(torch.cat(rows, dim=1))
     return figure.update_layout(title=title, width=60 + 70 * columns, height=90 + 70 * len(rows))
+
+
+def picture(mosaic: Tensor) -> go.Figure:
+    """A figure of an image uint8 (C, H, W), compressed as PNG; no axes."""
+    pixels = mosaic.permute(1, 2, 0).cpu().numpy()
+    pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    figure = px.imshow(pixels, binary_string=True, template="rqlib")
+    figure.update_traces(hoverinfo="skip", hovertemplate=None)
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 10})
 
 
 def _strip(images: Tensor, count: int) -> Tensor:
@@ -202,13 +212,3 @@ def _strip(images: Tensor, count: int) -> Tensor:
     padded = F.pad(images, (1, 1, 1, 1), value=255)
     blank = padded.new_full((count - len(padded), *padded.shape[1:]), 255)
     return torch.cat([padded, blank]).permute(1, 2, 0, 3).flatten(2)
-
-
-def _picture(mosaic: Tensor) -> go.Figure:
-    """uint8 (C, H, W) -> a figure of it, compressed as PNG; no axes."""
-    pixels = mosaic.permute(1, 2, 0).cpu().numpy()
-    pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    figure = px.imshow(pixels, binary_string=True, template="rqlib")
-    figure.update_traces(hoverinfo="skip", hovertemplate=None)
-    figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 60, "b": 10})

@@ -165,9 +165,10 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def progress(items: Iterable, description: str, total: int | None = None) -> tqdm:
-    """A progress bar: live on a terminal and in Jupyter, a line every ten seconds in a log file."""
+    """A progress bar: live on a terminal and in Jupyter, a line every ten seconds in a log file; none for one item."""
     live = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
-    return tqdm(items, description, total, leave=False, file=sys.stderr, mininterval=0.1 if live else 10.0)
+    settings = {"leave": False, "file": sys.stderr, "mininterval": 0.1 if live else 10.0, "disable": total == 1}
+    return tqdm(items, description, total, **settings)
 
 
 def freeing(items: Iterable) -> Iterator:

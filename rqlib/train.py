@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rqlib import data, evaluate, files, runtime
+from rqlib import data, evaluate, files, overfitting, runtime
 from rqlib.recipes import Recipe
 from rqlib.vocabulary import Attack, Objective
 
+ROBUST_ACCURACY = "validation_robust_accuracy"
 _CHECK_LOSS_EVERY = 16  # batches: a look at the loss waits for the GPU
 
 
@@ -41,7 +42,8 @@ def fit(
 
     Args:
         objective: (model, x, y) -> loss, called in train mode.
-        attack: validation images are also scored under it (column ``validation_robust_accuracy``).
+        attack: validation images are also scored under it (column ``validation_robust_accuracy``), and
+            `overfitting.flag` says what its course means (column ``overfitting``).
         after_step: called with the model after every optimizer step (projections).
         after_epoch: called with the model and the rows so far (schedules, live curves).
         checkpoint: file in which the whole state is kept after every epoch. If it exists, training
@@ -61,7 +63,7 @@ def fit(
     modes = {module: module.training for module in model.modules()}
     try:
         for epoch in runtime.progress(range(training.epoch, recipe.epochs), "epochs"):
-            training.history.append(_epoch(training, dataset, objective, attack, after_step, epoch))
+            training.add(_epoch(training, dataset, objective, attack, after_step, epoch))
             training.keep_best()
             if after_epoch is not None:
                 after_epoch(model, training.history)
@@ -107,9 +109,15 @@ class _Training:
         """The network that is validated and kept: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
 
+    def add(self, row: dict) -> None:
+        """Log an epoch, flagged by the robust accuracies so far."""
+        self.history.append(row)
+        if ROBUST_ACCURACY in row:
+            row["overfitting"] = overfitting.flag([row[ROBUST_ACCURACY] for row in self.history])
+
     def keep_best(self) -> None:
         """Copy the weights if the last epoch is the best so far (or nothing tells)."""
-        scores = [row.get("validation_robust_accuracy", row["validation_accuracy"]) for row in self.history]
+        scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in self.history]
         if scores[-1] is None or scores[-1] >= max(scores):
             self.best = _copied(self.scored.state_dict())
 
@@ -194,7 +202,7 @@ def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dic
     }
     if attack is not None:
         with torch.enable_grad():
-            row["validation_robust_accuracy"] = evaluate.accuracy(model, *split, attack=attack)
+            row[ROBUST_ACCURACY] = evaluate.accuracy(model, *split, attack=attack)
     return row
 
 

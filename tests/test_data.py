@@ -343,3 +343,9 @@ def test_on_a_gpu_images_are_moved_once_and_batches_are_the_same(digits):
         assert x.is_cuda
         assert torch.allclose(x.cpu(), same_x, atol=1e-7)
         assert torch.equal(y.cpu(), same_y)
+
+
+def test_to_uint8_is_the_inverse_of_to_pixels_and_clamps():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(data.to_uint8(data.to_pixels(levels)), levels)
+    assert data.to_uint8(torch.tensor([-0.5, 1.5, 0.5 / 255 + 1e-4])).tolist() == [0, 255, 1]

@@ -34,6 +34,15 @@ SMALL = {  # the digits preset, made smaller
         "formats": ["INT_4", "INT_8", "POT_4", "FLOAT_8_E4"],
         "robust_formats": ["INT_4", "INT_8"],
     },
+    "05_robust": {
+        "epsilons_255": [0.0, 8.0],
+        "test_images": 60,
+        "era_steps": 3,
+        "era_restarts": 2,
+        "check_images": 20,
+        "formats": ["INT_8"],
+        "quantized_images": 20,
+    },
 }
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 
@@ -41,7 +50,7 @@ NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 def small(notebook: str, folder: Path) -> dict:
     """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
     values = dict(SMALL[notebook])
-    if notebook in ("02_quantize", "04_generator"):
+    if notebook in ("02_quantize", "04_generator", "05_robust"):
         spec = data.load("digits").spec
         runtime.seed_everything(0)
         path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
@@ -90,11 +99,13 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     (preset / "02_quantize.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["02_quantize"]}))
     (preset / "03_fit.yaml").write_text("family: rational_2\n")
     (preset / "04_generator.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["04_generator"]}))
+    (preset / "05_robust.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["05_robust"]}))
     workflow = {
         "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
         "02_quantize": [{"granularity": ["tensor"]}],
         "03_fit": [{"feature": ["js_macs"]}, {"feature": ["js_params"], "source": ["04_generator"]}],
         "04_generator": [{"generator_seed": [1]}],
+        "05_robust": [{"norm": ["Linf"]}],
     }
     (preset / "workflow.yaml").write_text(yaml.safe_dump(workflow))
     command = [Path(sys.executable).with_name("snakemake"), "--cores", "2", "--nolock"]
@@ -115,6 +126,11 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     assert sorted(generated.model.unique()) == ["CNN_small", "SmallCNN"]
     assert len(generated) == 2 * (1 + len(SMALL["04_generator"]["formats"]))
     assert generated.pseudo_accuracy_loss_boundary.le(1).sum() == 2 * len(SMALL["04_generator"]["formats"])
+    attacked = results.collect("05_robust", outputs).pivot(index="model", columns="attack", values="accuracy")
+    assert sorted(attacked.index) == ["CNN_small", "SmallCNN"]
+    assert (attacked["PGD-3x2"] <= attacked["none"]).all()
+    transfer = pandas.read_parquet(outputs / "05_robust/tiny-SmallCNN-3-Linf/transfer.parquet")
+    assert transfer.shape == (2, 2), "the other network of the preset attacks this one"
     folder = outputs / "01_train/tiny-SmallCNN-3"
     made = {path.name for path in folder.iterdir()}
     assert {"params.yaml", "run.json", "rows.parquet", "history.parquet", "checkpoint.pt"} <= made

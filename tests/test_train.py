@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from rqlib import data, files, models, objectives, recipes, runtime, train
+from rqlib import attacks, data, evaluate, files, models, objectives, projections, recipes, runtime, train
 
 RECIPE = recipes.Recipe(4, batch_size=64, lr=0.05, nesterov=True, schedule="triangle", ema_decay=0.9)
 
@@ -77,6 +77,45 @@ def test_robust_validation_selects(tmp_path):
     history = train.fit(model, small_digits(), objectives.natural, RECIPE, attack=darken)
     assert history.validation_robust_accuracy.between(0, 1).all()
     assert not history.validation_robust_accuracy.equals(history.validation_accuracy)
+
+
+def test_a_collapse_under_attack_is_flagged_and_the_epoch_before_is_kept():
+    seen = []
+
+    def growing(model, x, y):
+        seen.append(1)
+        return x if len(seen) < 3 else torch.zeros_like(x)
+
+    model, dataset, recipe = network(), small_digits(), dataclasses.replace(RECIPE, ema_decay=None)
+    history = train.fit(model, dataset, objectives.natural, recipe, attack=growing)
+    assert list(history.overfitting) == ["", "", "catastrophic", "catastrophic"]
+    assert evaluate.accuracy(model, *dataset.validation) == history.validation_accuracy[1]
+
+
+def test_adversarial_training_resists_and_resumes_bit_for_bit(tmp_path):
+    ball = {"ball": projections.Linf(0.1), "step_size": 0.04, "steps": 4}
+    objective = objectives.named("adversarial", attack=attacks.named("pgd", best=False, **ball))
+    attack = attacks.named("pgd", active_set=True, **ball)
+    recipe = dataclasses.replace(RECIPE, epochs=10, lr=0.1, ema_decay=None)
+    fit = partial(train.fit, dataset=small_digits(), objective=objective, recipe=recipe, attack=attack)
+    whole = network()
+    history = fit(whole)
+    robust = evaluate.accuracy(whole, *small_digits().validation, attack=attack)
+    assert robust == history.validation_robust_accuracy.max()
+    plain = network()
+    train.fit(plain, small_digits(), objectives.natural, recipe)
+    assert robust > evaluate.accuracy(plain, *small_digits().validation, attack=attack) + 0.1
+
+    def interrupt(model, rows):
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    again = network()
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, after_epoch=interrupt, checkpoint=tmp_path / "training.pt")
+    resumed = network(seed=1)
+    fit(resumed, checkpoint=tmp_path / "training.pt")
+    assert_same_weights(whole, resumed)
 
 
 @pytest.mark.parametrize("name", ["SmallCNN", "AlexNet_BN"])

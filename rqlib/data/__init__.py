@@ -163,6 +163,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float()
 
 
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] -> uint8 on the CPU, rounded to the nearest gray level."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
 def batches(
     images: Tensor | ImageFiles,
     labels: Tensor,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rqlib import attacks
+from rqlib import overfitting as flags
 from rqlib.diagnostics.case import FAIL, PASS, SKIP, WARN, Case, Finding, gain, percent, share
 from rqlib.projections import Linf
 
@@ -33,13 +34,12 @@ def overfitting(case: Case) -> Finding:
     column = "validation_robust_accuracy"
     if case.history is None or column not in case.history:
         return Finding(SKIP, f"no training log with a column {column} was given")
-    robust = case.history[column].dropna()
-    best, last = robust.max(), robust.iloc[-1]
-    collapse = (robust.shift() - robust).max() if len(robust) > 1 else 0.0
-    value = f"best {percent(best)}, last {percent(last)}, largest fall in an epoch {percent(max(collapse, 0.0))}"
-    if collapse > max(0.1, best / 2):
-        return Finding(FAIL, f"catastrophic overfitting: {value}")
-    return Finding(WARN if best - last > 0.03 else PASS, f"{value}")
+    robust = case.history[column].dropna().tolist()
+    found = flags.flag(robust)
+    lost = f"largest fall in an epoch {percent(flags.largest_fall(robust))}"
+    value = f"best {percent(max(robust))}, last {percent(robust[-1])}, {lost}"
+    status = {flags.CATASTROPHIC: FAIL, flags.ROBUST: WARN}.get(found, PASS)
+    return Finding(status, f"{found} overfitting: {value}" if found else value)
 
 
 def linear_oracle(case: Case) -> Finding:
