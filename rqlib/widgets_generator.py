@@ -22,17 +22,17 @@ def superposition(
     """
     names = list(classes)
 
-    def draw(share: float, first: str, second: str) -> go.Figure:
+    def draw(percent: int, first: str, second: str) -> go.Figure:
         one, two = names.index(first), names.index(second)
-        mixture = (1 - share) * _row(one, len(names)) + share * _row(two, len(names))
+        mixture = ((100 - percent) * _row(one, len(names)) + percent * _row(two, len(names))) / 100
         images = generator.images(source, mixture.expand(count, -1), seed=0)
         logits = evaluate.logits(teacher, images, torch.full((count,), two))
-        return _superposed(images, logits.softmax(1).mean(0), names, f"{1 - share:.0%} {first}, {share:.0%} {second}")
+        return _superposed(images, logits.softmax(1).mean(0), names, f"{100 - percent}% {first}, {percent}% {second}")
 
     choice = {"options": names, "layout": {"width": "200px"}}
     return widgets.explorer(
         draw,
-        share=ipywidgets.FloatSlider(0.5, min=0, max=1, step=0.05, description="share", continuous_update=False),
+        percent=ipywidgets.IntSlider(50, 0, 100, step=5, description="percent", continuous_update=False),
         first=ipywidgets.Dropdown(value=names[0], description="from", **choice),
         second=ipywidgets.Dropdown(value=names[1], description="to", **choice),
     )

@@ -14,10 +14,10 @@ def float32():
 def test_the_slider_moves_images_from_one_class_to_another():
     explorer = widgets_generator.superposition(generated.trained(), generated.teacher(), data.load("digits").classes)
     explorer.controls["first"].value, explorer.controls["second"].value = "3", "6"
-    explorer.controls["share"].value = 0.0
+    explorer.controls["percent"].value = 0
     assert explorer.figure.layout.title.text == "100% 3, 0% 6"
     assert explorer.figure.data[1].y[3] > 0.7
-    explorer.controls["share"].value = 1.0
+    explorer.controls["percent"].value = 100
     assert explorer.figure.layout.title.text == "0% 3, 100% 6"
     assert explorer.figure.data[1].y[6] > 0.7
 
