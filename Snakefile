@@ -57,8 +57,15 @@ def after(notebook, earlier):
 TRAIN = runs("01_train")
 QUANTIZE = after("02_quantize", TRAIN)
 FIT = runs("03_fit")
+GENERATOR = after("04_generator", TRAIN)
 ROBUST = after("05_robust", TRAIN)
 PRUNE = after("06_prune", TRAIN)
+
+
+def fitted(run):
+    """The runs whose rows a run of 03_fit reads."""
+    source = {**shared_values("03_fit"), **FIT[f"{OUTPUTS}/03_fit/{run}"]}.get("source", "02_quantize")
+    return GENERATOR if source == "04_generator" else QUANTIZE
 
 
 def tables(folders):
@@ -86,7 +93,7 @@ def command(notebook, runs):
 
 
 rule all:
-    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(ROBUST), tables(PRUNE)
+    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR), tables(ROBUST), tables(PRUNE)
 
 
 rule train:
@@ -110,12 +117,22 @@ rule quantize:
 
 
 rule fit:
-    input: ancient("notebooks/03_fit.ipynb"), tables(QUANTIZE)
+    input: ancient("notebooks/03_fit.ipynb"), lambda wildcards: tables(fitted(wildcards.run))
     output: f"{OUTPUTS}/03_fit/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/03_fit/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/03_fit.ipynb"), command=command("03_fit", FIT)
     threads: 2
     resources: mem_mb=4000, runtime=60
+    shell: "{params.command}"
+
+
+rule generator:
+    input: ancient("notebooks/04_generator.ipynb"), lambda wildcards: GENERATOR[f"{OUTPUTS}/04_generator/{wildcards.run}"]["checkpoint"]
+    output: f"{OUTPUTS}/04_generator/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/04_generator/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/04_generator.ipynb"), command=command("04_generator", GENERATOR)
+    threads: 2
+    resources: mem_mb=8000, runtime=600, gpu=1
     shell: "{params.command}"
 
 

@@ -35,7 +35,7 @@ def candidates(frame: DataFrame) -> list[Predictor]:
         for family in ("isotonic", "rational_3", *(["logistic"] if name in lost else []))
     ]
     together = {
-        "both pseudo-losses": lost,
+        "all pseudo-losses": lost,
         "similarities / INT_4": relative,
         "pseudo-loss and similarities / INT_4": lost[:1] + relative if lost else (),
     }

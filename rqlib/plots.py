@@ -186,6 +186,17 @@ def side_by_side(figures: list[go.Figure], *, title: str = "") -> go.Figure:
     return joined.update_layout(title=title, width=sum(figure.layout.width for figure in figures), height=height)
 
 
+def mosaic(images: Tensor, *, columns: int = 8, title: str = "") -> go.Figure:
+    """Images in reading order, without axes.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+    rows = [_strip(images[start : start + columns], columns) for start in range(0, len(images), columns)]
+    figure = picture(torch.cat(rows, dim=1))
+    return figure.update_layout(title=title, width=60 + 70 * columns, height=90 + 70 * len(rows))
+
+
 def picture(mosaic: Tensor) -> go.Figure:
     """A figure of an image uint8 (C, H, W), compressed as PNG; no axes."""
     pixels = mosaic.permute(1, 2, 0).cpu().numpy()

@@ -19,11 +19,12 @@ NORMALIZED = "_normalized"
 PREFIXES = ("js_", "relative_error")
 PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
 """Published name -> ours: legacy similarities whose weights are percent shares, so 100 times ours."""
-GENERATORS = {"trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
+GENERATORS = {"boundary": f"{PSEUDO}_boundary", "trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
 NETWORK = ("dataset", "model", "width", "seed")
 LABELS = {
     TARGET: "accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
+    f"{PSEUDO}_boundary": "accuracy loss on pseudo-data between classes (fraction)",
     f"{PSEUDO}_adjusted": "accuracy loss on adjusted pseudo-data (fraction)",
     "js_legacy_macs": "JS (legacy) weighted by MACs",
     "js_legacy_params": "JS (legacy) weighted by parameters",
@@ -46,6 +47,7 @@ def short(feature: str) -> str:
     return (
         feature.replace(PSEUDO, "pseudo-loss")
         .replace("loss_adjusted", "loss (adjusted)")
+        .replace("loss_boundary", "loss (boundary)")
         .replace(NORMALIZED, " / INT_4")
     )
 
@@ -70,14 +72,15 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
 
     Published names become ours (js_flops -> js_legacy_macs / 100, fp32_accuracy -> float_accuracy);
     accuracy_loss = (float_accuracy - accuracy) / float_accuracy where it is not there (rows without
-    accuracies, of a network to be predicted, have none); each similarity also divided by the network's
-    own at INT_4 (`*_normalized`); the loss on pseudo-data joined from ``pseudo`` (see `pseudo_losses`)
-    on the columns they share.
+    accuracies, of a network to be predicted, have none); rows FP32 (the float network itself) are left out;
+    each similarity also divided by the network's own at INT_4 (`*_normalized`); the loss on pseudo-data joined
+    from ``pseudo`` (see `pseudo_losses`) on the columns they share.
 
     Raises:
         ValueError: columns are missing, accuracies are percent, or a network has a format twice.
     """
     _require(rows, ("model", "format"), "the table")
+    rows = rows[rows.format != "FP32"]
     frame = rows.rename(columns={"fp32_accuracy": "float_accuracy"} | PERCENT).reset_index(drop=True)
     for name in set(PERCENT) & set(rows):
         frame[PERCENT[name]] /= 100

@@ -48,6 +48,7 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     records = results.finished(notebook)
     parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
     rows = results.collect(notebook)
+    rows = rows if "seed" in rows else rows.assign(seed=0)  # 03_fit draws nothing
     provenance = pandas.DataFrame([_provenance(record) for record in records])
     rows = rows.merge(provenance, on="run", validate="many_to_one")
     numeric = [name for name in rows.select_dtypes("number") if name not in parameters]

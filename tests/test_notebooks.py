@@ -26,6 +26,14 @@ SMALL = {  # the digits preset, made smaller
         "sensitivity_images": 50,
     },
     "03_fit": {"family": "rational_2"},
+    "04_generator": {
+        "epochs": 1,
+        "adjust_rounds": 1,
+        "pseudo_images": 100,
+        "robust_images": 40,
+        "formats": ["INT_4", "INT_8", "POT_4", "FLOAT_8_E4"],
+        "robust_formats": ["INT_4", "INT_8"],
+    },
     "05_robust": {
         "epsilons_255": [0.0, 8.0],
         "test_images": 60,
@@ -54,7 +62,7 @@ NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 def small(notebook: str, folder: Path) -> dict:
     """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
     values = dict(SMALL[notebook])
-    if notebook in ("02_quantize", "05_robust", "06_prune"):
+    if notebook in ("02_quantize", "04_generator", "05_robust", "06_prune"):
         spec = data.load("digits").spec
         runtime.seed_everything(0)
         path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
@@ -102,12 +110,14 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     (preset / "01_train.yaml").write_text("dataset: digits\nepochs: 2\nwidth: 1.0\n")
     (preset / "02_quantize.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["02_quantize"]}))
     (preset / "03_fit.yaml").write_text("family: rational_2\n")
+    (preset / "04_generator.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["04_generator"]}))
     (preset / "05_robust.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["05_robust"]}))
     (preset / "06_prune.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["06_prune"]}))
     workflow = {
         "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
         "02_quantize": [{"granularity": ["tensor"]}],
-        "03_fit": [{"feature": ["js_macs"]}],
+        "03_fit": [{"feature": ["js_macs"]}, {"feature": ["js_params"], "source": ["04_generator"]}],
+        "04_generator": [{"generator_seed": [1]}],
         "05_robust": [{"norm": ["Linf"]}],
         "06_prune": [{"of": {"model": "SmallCNN"}, "prune_objective": ["natural"]}],
     }
@@ -126,6 +136,10 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     assert len(quantized) == 2 * len(SMALL["02_quantize"]["formats"])
     assert quantized[["accuracy", "js_macs", "relative_error_macs"]].notna().all().all()
     assert results.collect("03_fit", outputs).held_out_r2.le(1).all()
+    generated = results.collect("04_generator", outputs)
+    assert sorted(generated.model.unique()) == ["CNN_small", "SmallCNN"]
+    assert len(generated) == 2 * (1 + len(SMALL["04_generator"]["formats"]))
+    assert generated.pseudo_accuracy_loss_boundary.le(1).sum() == 2 * len(SMALL["04_generator"]["formats"])
     attacked = results.collect("05_robust", outputs).pivot(index="model", columns="attack", values="accuracy")
     assert sorted(attacked.index) == ["CNN_small", "SmallCNN"]
     assert (attacked["PGD-3x2"] <= attacked["none"]).all()

@@ -1,4 +1,5 @@
 import numpy
+import pandas
 import pytest
 from pandas import DataFrame
 
@@ -108,3 +109,15 @@ def test_the_published_tables_are_whole():
         ((table.float_accuracy - table.accuracy) / table.float_accuracy).to_numpy(), abs=0.01
     )
     assert table[predictors.names(table)].notna().sum().tolist() == [373, 372, 387, 387, 387, 387]
+
+
+def test_the_float_network_is_no_row_to_predict():
+    frame = published.made_up(2)
+    whole = frame.head(1).assign(format="FP32", accuracy=numpy.nan)
+    assert predictors.table(pandas.concat([whole, frame])).equals(predictors.table(frame))
+
+
+def test_losses_between_classes_come_first():
+    frame = published.made_up(2).assign(pseudo_accuracy_loss=0.1, pseudo_accuracy_loss_boundary=0.2)
+    assert predictors.names(frame)[:2] == ["pseudo_accuracy_loss_boundary", "pseudo_accuracy_loss"]
+    assert predictors.short("pseudo_accuracy_loss_boundary") == "pseudo-loss (boundary)"

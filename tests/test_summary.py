@@ -32,6 +32,15 @@ def test_mean_and_spread_over_seeds(three_runs):
     assert {"machine", "computed_in", "torch"} <= set(table)
 
 
+def test_runs_without_a_seed_count_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("RQLIB_OUTPUTS", str(tmp_path / "outputs"))
+    run = results.Run("03_fit", {"__annotations__": {"source": str}, "source": "02_quantize"})
+    run.record(predictor="mean loss", held_out_r2=0.25)
+    run.finish()
+    table = summary.over_seeds("03_fit")
+    assert table[["predictor", "seeds", "held_out_r2"]].to_numpy().tolist() == [["mean loss", 1, 0.25]]
+
+
 def test_command_line_writes_a_table_and_says_when_there_is_nothing(three_runs, monkeypatch, capsys):
     path = three_runs / "reference" / "train.csv"
     summary.main(["--table", "01_train", str(path), "--command", "make it"])
