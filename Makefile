@@ -25,7 +25,7 @@ workbook: $(READY)
 	$(BIN)/python -m rqlib.summary
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks

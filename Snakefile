@@ -32,18 +32,25 @@ def combinations(groups):
             yield dict(zip(group, values))
 
 
+def folder_of(*parts):
+    """Name of a run's folder; lists are written with plus signs."""
+    return "-".join("+".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts)
+
+
 def runs(notebook):
     """Folder of a run -> the parameters that set it apart, for every run of a notebook in this preset."""
     named = combinations(WORKFLOW.get(notebook, []))
-    return {f"{OUTPUTS}/{notebook}/{'-'.join([PRESET, *map(str, values.values())])}": values for values in named}
+    return {f"{OUTPUTS}/{notebook}/{folder_of(PRESET, *values.values())}": values for values in named}
 
 
 def after(notebook, earlier):
-    """As `runs`, each on the checkpoint of each run of an earlier notebook."""
+    """As `runs`, each on the checkpoint of each run of an earlier notebook that has the values of the group's ``of``."""
     return {
-        f"{OUTPUTS}/{notebook}/{'-'.join([Path(folder).name, *map(str, values.values())])}":
+        f"{OUTPUTS}/{notebook}/{folder_of(Path(folder).name, *values.values())}":
             {**values, "checkpoint": f"{folder}/checkpoint.pt"}
-        for folder in earlier for values in combinations(WORKFLOW.get(notebook, []))
+        for group in WORKFLOW.get(notebook, [])
+        for folder, found in earlier.items() if group.get("of", {}).items() <= found.items()
+        for values in combinations([{name: values for name, values in group.items() if name != "of"}])
     }
 
 
@@ -52,6 +59,7 @@ QUANTIZE = after("02_quantize", TRAIN)
 FIT = runs("03_fit")
 GENERATOR = after("04_generator", TRAIN)
 ROBUST = after("05_robust", TRAIN)
+PRUNE = after("06_prune", TRAIN)
 
 
 def fitted(run):
@@ -85,7 +93,7 @@ def command(notebook, runs):
 
 
 rule all:
-    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR), tables(ROBUST)
+    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR), tables(ROBUST), tables(PRUNE)
 
 
 rule train:
@@ -135,4 +143,14 @@ rule robust:  # after all trainings: images are transferred between the networks
     params: code=provenance.fingerprint("notebooks/05_robust.ipynb"), command=command("05_robust", ROBUST)
     threads: 2
     resources: mem_mb=8000, runtime=240, gpu=1
+    shell: "{params.command}"
+
+
+rule prune:
+    input: ancient("notebooks/06_prune.ipynb"), lambda wildcards: PRUNE[f"{OUTPUTS}/06_prune/{wildcards.run}"]["checkpoint"]
+    output: f"{OUTPUTS}/06_prune/{{run}}/rows.parquet"
+    log: f"{OUTPUTS}/06_prune/{{run}}/notebook.ipynb"
+    params: code=provenance.fingerprint("notebooks/06_prune.ipynb"), command=command("06_prune", PRUNE)
+    threads: 2
+    resources: mem_mb=8000, runtime=1440, gpu=1
     shell: "{params.command}"

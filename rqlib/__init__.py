@@ -24,6 +24,7 @@ Who may import whom: strictly downward.
 | 1 | `formats` | `Format(bits, exponent_bits)`: INT, POT, FLOAT; codebooks |
 | 1 | `quantization_points` | where a network's signals are quantized |
 | 1 | `int8` | convolutions and products of 8-bit integers, exactly |
+| 1 | `channels` | which channels stay or go together, and their removal |
 | 1 | `curves` | families of nondecreasing curves |
 | 1 | `conformal` | intervals as wide as the errors on groups left out |
 | 2 | `penultimate` | a network's last layer, and the features that flow into it |
@@ -33,17 +34,19 @@ Who may import whom: strictly downward.
 | 2 | `run` | a checked batch run of a notebook |
 | 2 | `attacks` | FGSM, PGD, WRM, noise |
 | 2 | `autoattack` | Square and AutoAttack, where pyautoattack is installed |
-| 2 | `parametrizations` | `Quantized`, `bake` |
+| 2 | `parametrizations` | `Quantized`, `Masked`, `Scored`, `bake` |
 | 2 | `observers` | ranges of signals, and the scale that a format takes from them |
 | 2 | `requantize` | from sums of integers to the next layer's codes |
 | 3 | `objectives` | what training minimizes |
 | 3 | `evaluate` | accuracies, clean and under attack, streamed |
 | 3 | `recipes` | learning-rate schedules and named recipes |
+| 3 | `compressed` | a pruned network as a file as small as it is |
 | 3 | `diagnostics` | twenty checks that an attack was strong enough |
 | 3 | `similarity` | how far quantized weights are from the float ones |
 | 3 | `calibration` | fold, observe once, freeze |
 | 3 | `layer_formats` | a layer's weight and bias on a format |
 | 3 | `integer` | the integer form of a quantized network |
+| 3 | `masks` | which weights stay: single ones, columns, filters, N:M |
 | 3 | `mixed_precision` | a budget of bits divided among layers |
 | 3 | `generator_network` | mixtures of labels and noise become images |
 | 3 | `feature_map` | two axes of features; how much of the space is covered |
@@ -53,6 +56,7 @@ Who may import whom: strictly downward.
 | 4 | `generator_training` | a generator learns from a network alone |
 | 4 | `pseudo_quality` | how good generated images are |
 | 5 | `robustness` | accuracy against epsilon, of quantized networks, on a plane |
+| 5 | `prune` | LWM, HYDRA, ADMM, multi-step: prune and fine-tune for an objective |
 | 5 | `results` | run folders, rows, checkpoints |
 | 5 | `fits` | curves through losses, judged on groups left out |
 | 5 | `data_free` | similarities of a network of which there is no image |
@@ -64,12 +68,14 @@ Who may import whom: strictly downward.
 | 6 | `quantized_robustness` | what quantized networks keep, on generated and on real images |
 | 7 | `leaderboard` | every predictor, judged on networks left out |
 | 7 | `figures_prediction` | figures of prediction |
+| 7 | `figures_prune` | figures of pruning |
 | 7 | `figures_quantization` | figures of quantization |
 | 7 | `figures_generator` | figures of generated images |
 | 7 | `figures_robustness` | figures of attacks |
 | 7 | `widgets` | choose, redraw |
 | 8 | `widgets_fit` | choose data, predictor and family; see R2 |
 | 8 | `widgets_attack` | attack an image on the spot |
+| 8 | `widgets_prune` | which weights of any layer each method keeps |
 | 8 | `widgets_quantization` | weights of any layer in any format |
 | 8 | `migration` | quantize without data, and say beforehand what it costs |
 | 8 | `widgets_generator` | superpose classes; click a point, see its image |

@@ -19,8 +19,13 @@ from rqlib.vocabulary import ImageSpec
 _KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata", "state")
 
 
-def save(
-    path: str | Path,
+def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
+    """Write the weights of a network that ``models.build`` makes, atomically. Options and errors as `content`."""
+    files.save_tensors(path, content(model, name, spec, **options))
+    return Path(path)
+
+
+def content(
     model: nn.Module,
     name: str,
     spec: ImageSpec,
@@ -30,8 +35,8 @@ def save(
     classes: tuple[str, ...] = (),
     parameters: dict | None = None,
     **metadata,
-) -> Path:
-    """Write the weights of a network that ``models.build(name, spec, width=width, **options)`` makes, atomically.
+) -> dict:
+    """What the checkpoint of a network that ``models.build(name, spec, width=width, **options)`` makes holds.
 
     Args:
         classes: names of the classes, in the order of the logits.
@@ -41,7 +46,7 @@ def save(
     Raises:
         ValueError: weights are parametrized, or the network is no longer the plain one of that name.
     """
-    content = {
+    found = {
         "model": name,
         "spec": dataclasses.asdict(spec),
         "width": width,
@@ -50,11 +55,9 @@ def save(
         "parameters": parameters or {},
         "metadata": metadata,
     }
-    content = json.loads(json.dumps(content, default=operator.methodcaller("item")))  # NumPy's numbers become plain
-    _check_plain(model, _build(content))
-    content["state"] = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    files.save_tensors(path, content)
-    return Path(path)
+    found = json.loads(json.dumps(found, default=operator.methodcaller("item")))  # NumPy's numbers become plain
+    _check_plain(model, _build(found))
+    return found | {"state": {key: value.detach().cpu() for key, value in model.state_dict().items()}}
 
 
 def load(
@@ -76,7 +79,11 @@ def load(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found no file; make it: {remedy}")
-    content = files.load_tensors(path)
+    return rebuilt(path, files.load_tensors(path), expected)
+
+
+def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tuple[nn.Module, dict]:
+    """What `load` returns, from what the file holds; ``path`` is named in errors."""
     _check_content(path, content, expected)
     try:
         model = _build(content)

@@ -6,6 +6,7 @@ import pandas
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils import benchmark
 
 from rqlib import layers, runtime
 from rqlib.vocabulary import ImageSpec
@@ -44,17 +45,44 @@ def storage(model: nn.Module) -> dict[str, float]:
 
     A weight with a format takes the format's bits, another ``ceil(log2 distinct values)`` and a codebook of
     those values, or 32 where that is no less. Each layer is coded in the cheaper way: all of its weights, or
-    its nonzero weights and an index of where they are, the cheaper of a bitmap (one bit a weight) and gaps
-    (``log2 of the mean gap + 2`` bits a nonzero weight). Scales and codebook entries take 32 bits each.
+    its nonzero weights and an index of where they are (`index_bits`). Scales and codebook entries take 32 bits each.
 
     Returns:
-        dense_bits (32 a weight), coded_bits, index_bits, ratio (dense / coded) and ratio_with_index
-        (dense / (coded + index)).
+        dense_bits (32 a weight), coded_bits, index_bits, ratio (dense / coded), ratio_with_index
+        (dense / (coded + index)), and other_bits: what biases, normalization and its statistics take beside.
     """
     coded = [_coded(layer) for _, layer in layers.weighted_layers(model)]
     dense, codes, index = 32 * weight_count(model), sum(bits for bits, _ in coded), sum(bits for _, bits in coded)
     ratios = {"ratio": dense / max(codes, 1), "ratio_with_index": dense / max(codes + index, 1)}
-    return {"dense_bits": dense, "coded_bits": codes, "index_bits": index, **ratios}
+    return {"dense_bits": dense, "coded_bits": codes, "index_bits": index, **ratios, "other_bits": _other_bits(model)}
+
+
+def index_bits(count: int, nonzero: int) -> int:
+    """Bits that say which ``nonzero`` of ``count`` weights are not 0, in the cheapest of three ways.
+
+    A bitmap, ``count``; offsets, gaps in ``ceil(log2 of the mean gap) + 2`` bits each; the entropy
+    bound, ``log2 (count choose nonzero)``, which an entropy coder comes close to (`compressed`).
+    """
+    gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
+    choices = math.lgamma(count + 1) - math.lgamma(nonzero + 1) - math.lgamma(count - nonzero + 1)
+    return min(count, nonzero * gap, math.ceil(choices / math.log(2)))
+
+
+def with_codebook(count: int, distinct: int, entries: int) -> int:
+    """Bits of so many values by their numbers in a codebook, or as float32 where that is less."""
+    return min(32 * count, count * code_bits(distinct) + 32 * entries)
+
+
+def code_bits(distinct: int) -> int:
+    """Bits of a number that tells so many values apart."""
+    return math.ceil(math.log2(max(distinct, 2)))
+
+
+def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
+    """Median seconds of a forward pass in eval mode on x (B, C, H, W), on the threads that torch uses."""
+    with runtime.evaluating(model), torch.no_grad():
+        timer = benchmark.Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=least_seconds).median
 
 
 def _coded(layer: nn.Module) -> tuple[int, int]:
@@ -66,14 +94,14 @@ def _coded(layer: nn.Module) -> tuple[int, int]:
     else:
         values = layer.weight.unique()
         distinct = int(values.count_nonzero())
-        whole, packed = _with_codebook(count, len(values), distinct), _with_codebook(nonzero, distinct, distinct)
-    gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
-    return min((whole, 0), (packed, min(count, nonzero * gap)), key=sum)
+        whole, packed = with_codebook(count, len(values), distinct), with_codebook(nonzero, distinct, distinct)
+    return min((whole, 0), (packed, index_bits(count, nonzero)), key=sum)
 
 
-def _with_codebook(count: int, distinct: int, entries: int) -> int:
-    """Bits of so many values by their numbers in a codebook, or as float32 where that is less."""
-    return min(32 * count, count * math.ceil(math.log2(max(distinct, 2))) + 32 * entries)
+def _other_bits(model: nn.Module) -> int:
+    weights = {f"{name}.weight" for name, _ in layers.weighted_layers(model)}
+    plain = [t for name, t in model.state_dict().items() if name not in weights and "parametrizations" not in name]
+    return sum(8 * tensor.element_size() * tensor.numel() for tensor in plain)
 
 
 def _tensors(name: str, module: nn.Module) -> list[Tensor]:

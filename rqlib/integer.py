@@ -26,7 +26,8 @@ def lower(network: nn.Module, *, arithmetic: str = "float64") -> fx.GraphModule:
     """The integer form of a network made by `quantize.ptq` with quantized activations: pixels in, logits out.
 
     Its modules ``quantizers.NAME`` give codes, worth ``quantizers.NAME.value_of_code`` each. It has no
-    gradient: for attacks and training use the network itself, which agrees to one grid step.
+    gradient: for attacks and training use the network itself. Both run in float64 agree to one grid step at
+    every quantized signal; in float32 a value next to the middle of two codes may fall to the other, and pass on.
 
     Args:
         arithmetic: how codes are multiplied and summed. float64: exact up to 53 bits, the reference.

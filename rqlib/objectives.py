@@ -67,10 +67,24 @@ def leaky_adversarial(
     return sum(natural(model, iterate, y, label_smoothing=label_smoothing) for iterate in iterates)
 
 
+def smoothed(
+    model: nn.Module, x: Tensor, y: Tensor, *, sigma: float = 0.25, beta: float = 6.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: a network that noise does not move, to be smoothed.
+
+    ``sigma`` in pixels; the noisy images are not clipped. Stability training, Li et al. 2019, arXiv 1809.03113;
+    Carmon et al. 2019, arXiv 1905.13736.
+    """
+    clean = model(x).float()
+    noisy = model(x + sigma * torch.randn_like(x)).float()
+    divergence = F.kl_div(noisy.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, y, label_smoothing=label_smoothing) + beta * divergence
+
+
 ROBUST = {"adversarial": adversarial, "mixed": mixed, "trades": trades, "leaky_adversarial": leaky_adversarial}
 """Name -> objective that attacks the images it trains on."""
 
-OBJECTIVES = {"natural": natural} | ROBUST
+OBJECTIVES = {"natural": natural, "smoothed": smoothed} | ROBUST
 
 
 def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:

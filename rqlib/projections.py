@@ -1,10 +1,14 @@
-"""Nearest points of sets, and the norm balls that attacks live in.
+"""Nearest points of sets: the norm balls that attacks live in, and tensors with few entries that are not 0.
+
+The nearest tensor with n nonzero entries keeps the n of largest magnitude; a mask (bool, True is kept) says which.
+Ties go to the entry that comes first.
 
 A ball is a frozen value that knows four things: the nearest point of it, the direction of steepest
 ascent in its norm, a uniform draw from it, and what it contains. Batches are (B, ...): one ball an image.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,3 +104,57 @@ BALLS = {"Linf": Linf, "L2": L2}
 def _check_radius(epsilon: float) -> None:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"expected a finite epsilon >= 0 in pixels of [0, 1], got {epsilon}")
+
+
+def kept_count(kept: float, size: int) -> int:
+    """``round(kept * size)``: how many of so many stay.
+
+    Raises:
+        ValueError: kept not above 0 and at most 1.
+    """
+    if not 0 < kept <= 1:
+        raise ValueError(f"expected kept above 0 and at most 1 (kept = 1 - sparsity), got {kept}")
+    return round(kept * size)
+
+
+def largest(x: Tensor, count: int) -> Tensor:
+    """Mask of exactly ``count`` entries, those of largest magnitude."""
+    magnitude = x.detach().abs().flatten()
+    if not 0 < count < len(magnitude):
+        return torch.full_like(x, count > 0, dtype=torch.bool)
+    least = magnitude.kthvalue(len(magnitude) - count + 1).values
+    mask = magnitude > least
+    ties = (magnitude == least).nonzero().squeeze(1)
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask.view(x.shape)
+
+
+def largest_of_all(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Masks of exactly ``count`` entries of all tensors together, those of largest magnitude."""
+    mask = largest(torch.cat([x.detach().flatten() for x in tensors]), count)
+    parts = mask.split([x.numel() for x in tensors])
+    return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+
+
+def filter_norms(weight: Tensor) -> Tensor:
+    """Euclidean norm of the weights of each output channel, (O,)."""
+    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)
+
+
+def column_norms(weight: Tensor) -> Tensor:
+    """Euclidean norm over the output channels of each position of a filter, of shape (1, I, ...)."""
+    return torch.linalg.vector_norm(weight.detach(), dim=0, keepdim=True)
+
+
+def n_of_m(x: Tensor, n: int, m: int) -> Tensor:
+    """Mask of the ``n`` largest of every ``m`` consecutive input channels, at most n of a rest of less than m.
+
+    Two of four is what sparse tensor cores multiply (Mishra et al. 2021, arXiv 2104.08378).
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"expected N:M with 0 < N <= M, got {n}:{m}")
+    last = x.detach().abs().movedim(1, -1)  # (O, ..., I)
+    padded = torch.nn.functional.pad(last, (0, -last.shape[-1] % m), value=-1.0).unflatten(-1, (-1, m))
+    order = padded.argsort(dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(padded, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    return mask.flatten(-2)[..., : last.shape[-1]].movedim(-1, 1)

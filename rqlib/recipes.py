@@ -86,6 +86,7 @@ RECIPES = {
     "seed001": Recipe(200, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="steps", warm_up=True),
     "seed003": Recipe(10, batch_size=100, lr=1e-3, augment=False),
     "hydra": Recipe(100, lr=0.1, weight_decay=1e-4, schedule="cosine"),
+    "finetune": Recipe(100, lr=0.01, weight_decay=1e-4, schedule="cosine"),
     "fast": Recipe(24, lr=0.2, **_FAST),
     "quick": Recipe(16, lr=0.1, **_FAST),
 }

@@ -34,6 +34,7 @@ def fit(
     after_epoch: Callable[[nn.Module, list[dict]], None] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
+    keep: str = "best",
 ) -> pandas.DataFrame:
     """Train ``model`` in place; return one row an epoch; leave the best epoch's weights in the model.
 
@@ -49,6 +50,7 @@ def fit(
         checkpoint: file in which the whole state is kept after every epoch. If it exists, training
             goes on from it, bit for bit on a CPU. `weights` reads its best or last weights.
         seed: order, augmentation and dropout depend on (seed, epoch) and nothing else.
+        keep: ``best``, or ``last`` where what is trained for changes from epoch to epoch.
 
     Returns:
         DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds,
@@ -56,15 +58,17 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is no longer finite; names epoch, batch and the last good state.
-        ValueError: the checkpoint belongs to another training.
+        ValueError: the checkpoint belongs to another training; unknown ``keep``.
     """
+    if keep not in ("best", "last"):
+        raise ValueError(f"expected keep = 'best' or 'last', got {keep!r}")
     runtime.active().place(model)
     training = _Training(model, recipe, checkpoint, seed, len(dataset.train.labels))
     modes = {module: module.training for module in model.modules()}
     try:
         for epoch in runtime.progress(range(training.epoch, recipe.epochs), "epochs"):
             training.add(_epoch(training, dataset, objective, attack, after_step, epoch))
-            training.keep_best()
+            training.remember(keep)
             if after_epoch is not None:
                 after_epoch(model, training.history)
             training.save()
@@ -115,10 +119,10 @@ class _Training:
         if ROBUST_ACCURACY in row:
             row["overfitting"] = overfitting.flag([row[ROBUST_ACCURACY] for row in self.history])
 
-    def keep_best(self) -> None:
-        """Copy the weights if the last epoch is the best so far (or nothing tells)."""
+    def remember(self, keep: str) -> None:
+        """Copy the weights if the last epoch is the best so far (or nothing tells, or the last is wanted)."""
         scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in self.history]
-        if scores[-1] is None or scores[-1] >= max(scores):
+        if keep == "last" or scores[-1] is None or scores[-1] >= max(scores):
             self.best = _copied(self.scored.state_dict())
 
     def save(self) -> None:

@@ -17,7 +17,8 @@ class Explorer(ipywidgets.VBox):
     def __init__(self, draw: Callable[..., go.Figure], controls: dict[str, ipywidgets.ValueWidget]):
         self.draw, self.controls = draw, controls
         self.figure = go.FigureWidget(self.static())
-        super().__init__([ipywidgets.HBox(list(controls.values())), self.figure])
+        rows = ipywidgets.Layout(flex_flow="row wrap")
+        super().__init__([ipywidgets.HBox(list(controls.values()), layout=rows), self.figure])
         for control in controls.values():
             control.observe(lambda change: self.redraw(), names="value")
 

@@ -28,6 +28,7 @@ DONE = "(f => { const s = eval(f)(); return s.some(c => c[2].length) || s.every(
 MOVES = {  # notebook -> (kind of control, which of them, what to choose, what the figure's title then says)
     "01_train": ("slider", 0, None, "image 1 "),
     "02_quantize": ("dropdown", 0, "features.2.conv", "features.2.conv in INT_4"),
+    "06_prune": ("dropdown", 0, "classifier.linear1", "classifier.linear1: 0.1 of"),
     "03_fit": ("dropdown", 1, "isotonic", "isotonic of"),
     "04_generator": ("slider", 0, None, "45% 0, 55% 1"),
     "05_robust": ("slider", 0, None, "Image 1 (label"),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,6 +156,7 @@ def test_a_quantized_weight_takes_the_bits_of_its_format_and_its_scales(bits):
         "index_bits": 0,
         "ratio": 320_000 / (bits * 10_000 + 640),
         "ratio_with_index": 320_000 / (bits * 10_000 + 640),
+        "other_bits": 0,
     }
 
 
@@ -167,17 +170,36 @@ def test_few_distinct_values_are_a_codebook():
     assert cost.storage(layer_with(weight))["coded_bits"] == 2 * 10_000 + 4 * 32
 
 
-@pytest.mark.parametrize(("kept", "bitmap"), [(0.3, True), (0.01, False)])
-def test_sparse_weights_pay_for_the_index_too(kept, bitmap):
+@pytest.mark.parametrize("kept", [0.3, 0.01])
+def test_sparse_weights_pay_for_the_index_too(kept):
     torch.manual_seed(0)
     weight = torch.randn(100, 100) * (torch.rand(100, 100) < kept)
     nonzero = int(weight.count_nonzero())
     found = cost.storage(layer_with(weight))
     assert found["coded_bits"] == 32 * nonzero
-    gaps = nonzero * (torch.tensor(10_000 / nonzero).log2().ceil().item() + 2)
-    assert found["index_bits"] == (10_000 if bitmap else gaps)
-    assert found["index_bits"] == min(10_000, gaps)
+    assert found["index_bits"] == math.ceil(math.log2(math.comb(10_000, nonzero)))
+    assert found["index_bits"] < min(10_000, nonzero * (math.ceil(math.log2(10_000 / nonzero)) + 2))
     assert found["ratio"] > found["ratio_with_index"] > 1
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+@settings(deadline=None)
+def test_index_bits_are_the_number_of_choices(count, share):
+    nonzero = round(share * count)
+    assert abs(cost.index_bits(count, nonzero) - math.log2(math.comb(count, nonzero))) < 1.001
+
+
+def test_other_bits_are_biases_and_normalization():
+    model = models.build("SmallCNN", COLOR)
+    weights = cost.weight_count(model)
+    stored = sum(8 * tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    assert cost.storage(model)["other_bits"] == stored - 32 * weights
+
+
+def test_latency_leaves_the_model_as_it_was():
+    model = nn.Linear(4, 4).train()
+    assert cost.latency(model, torch.rand(2, 4), least_seconds=0.01) > 0
+    assert model.training
 
 
 def test_storage_adds_up_over_layers():

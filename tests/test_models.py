@@ -1,5 +1,8 @@
 import functools
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -147,8 +150,8 @@ def test_resnet_computes_what_torchvision_computes_behind_the_small_stem(name, o
 
 
 def test_pre_activation_block_adds_its_input_or_projects_the_activated_input():
-    x = torch.randn(2, 4, 8, 8)
-    same, strided = wide_resnet.PreActivation(4, 4, 1, 0.0), wide_resnet.PreActivation(4, 6, 2, 0.0)
+    x = torch.randn(2, 16, 8, 8)
+    same, strided = wide_resnet.PreActivation(16, 16, 1, 0.0), wide_resnet.PreActivation(16, 6, 2, 0.0)
     for block in (same, strided):
         nn.init.zeros_(block.body.conv2.weight)
     assert torch.equal(same(x), x)
@@ -446,3 +449,25 @@ def test_weights_that_are_no_tensors_are_refused(small_model, tmp_path):
 
 def test_scaled_rounds():
     assert [blocks.scaled(c, 0.25) for c in (64, 6, 10, 3)] == [16, 2, 2, 1]
+
+
+def test_a_stride_before_a_pointwise_convolution_changes_nothing():
+    torch.manual_seed(0)
+    x, found = torch.randn(3, 8, 7, 6), blocks.pointwise(8, 20, 2)
+    expected = nn.functional.conv2d(x, found[1].weight, stride=2)
+    torch.testing.assert_close(found(x), expected)
+    assert isinstance(blocks.pointwise(16, 20, 2), nn.Conv2d)
+
+
+def test_narrow_networks_train_on_two_threads_and_an_odd_batch():
+    code = (
+        "import torch; from rqlib import models; from rqlib.vocabulary import ImageSpec\n"
+        "for name, width in (('ResNet_18', 0.125), ('WRN_28_10', 0.05)):\n"
+        "    model = models.build(name, ImageSpec(), width=width).to(memory_format=torch.channels_last)\n"
+        "    for _ in range(3):\n"
+        "        x = torch.rand(13, 3, 32, 32).contiguous(memory_format=torch.channels_last)\n"
+        "        model(x).square().mean().backward()\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

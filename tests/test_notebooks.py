@@ -43,6 +43,18 @@ SMALL = {  # the digits preset, made smaller
         "formats": ["INT_8"],
         "quantized_images": 20,
     },
+    "06_prune": {
+        "methods": ["lwm", "hydra", "scratch"],
+        "kept": [0.1],
+        "train_images": 200,
+        "test_images": 40,
+        "era_steps": 3,
+        "era_restarts": 1,
+        **dict.fromkeys(["prune_epochs", "finetune_epochs", "pretrain_epochs", "attack_steps"], 1),
+        "hidden_objectives": ["natural"],
+        "ablation_images": [100],
+        "ablation_epochs": [],
+    },
 }
 NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 
@@ -50,7 +62,7 @@ NOTEBOOKS = sorted(path.stem for path in ROOT.glob("notebooks/*.ipynb"))
 def small(notebook: str, folder: Path) -> dict:
     """Parameters of a small run of a notebook; what it reads is made in ``folder``."""
     values = dict(SMALL[notebook])
-    if notebook in ("02_quantize", "04_generator", "05_robust"):
+    if notebook in ("02_quantize", "04_generator", "05_robust", "06_prune"):
         spec = data.load("digits").spec
         runtime.seed_everything(0)
         path = checkpoints.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
@@ -100,12 +112,14 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     (preset / "03_fit.yaml").write_text("family: rational_2\n")
     (preset / "04_generator.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["04_generator"]}))
     (preset / "05_robust.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["05_robust"]}))
+    (preset / "06_prune.yaml").write_text(yaml.safe_dump({"dataset": "digits", **SMALL["06_prune"]}))
     workflow = {
         "01_train": [{"model": ["SmallCNN", "CNN_small"], "seed": [3]}],
         "02_quantize": [{"granularity": ["tensor"]}],
         "03_fit": [{"feature": ["js_macs"]}, {"feature": ["js_params"], "source": ["04_generator"]}],
         "04_generator": [{"generator_seed": [1]}],
         "05_robust": [{"norm": ["Linf"]}],
+        "06_prune": [{"of": {"model": "SmallCNN"}, "prune_objective": ["natural"]}],
     }
     (preset / "workflow.yaml").write_text(yaml.safe_dump(workflow))
     command = [Path(sys.executable).with_name("snakemake"), "--cores", "2", "--nolock"]
@@ -131,6 +145,9 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     assert (attacked["PGD-3x2"] <= attacked["none"]).all()
     transfer = pandas.read_parquet(outputs / "05_robust/tiny-SmallCNN-3-Linf/transfer.parquet")
     assert transfer.shape == (2, 2), "the other network of the preset attacks this one"
+    pruned = results.collect("06_prune", outputs)
+    assert pruned.model.unique().tolist() == ["SmallCNN"]
+    assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
     folder = outputs / "01_train/tiny-SmallCNN-3"
     made = {path.name for path in folder.iterdir()}
     assert {"params.yaml", "run.json", "rows.parquet", "history.parquet", "checkpoint.pt"} <= made

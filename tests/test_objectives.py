@@ -109,3 +109,15 @@ def test_a_robust_objective_needs_an_attack():
     with pytest.raises(ValueError, match="expected an attack for the objective 'trades', got none"):
         objectives.named("trades")
     assert objectives.named("natural", attack=pgd()).func is objectives.natural
+
+
+def test_smoothed_is_natural_plus_the_divergence_under_noise():
+    model, (x, y) = network().eval(), batch()
+    torch.manual_seed(3)
+    found = objectives.smoothed(model, x, y, sigma=0.25)
+    torch.manual_seed(3)
+    clean, noisy = model(x).softmax(1), model(x + 0.25 * torch.randn_like(x)).softmax(1)
+    divergence = (clean * (clean.log() - noisy.log())).sum(1).mean()
+    torch.testing.assert_close(found, objectives.natural(model, x, y) + 6 * divergence)
+    assert objectives.smoothed(model, x, y, sigma=0.0).item() == pytest.approx(objectives.natural(model, x, y).item())
+    assert gradients(found, model).any()

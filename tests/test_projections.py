@@ -116,3 +116,63 @@ def test_bad_radius(ball, epsilon):
 def test_radius_in_gray_levels_is_explained():
     with pytest.raises(ValueError, match="8 gray levels are 8 / 255"):
         Linf(8)
+
+
+@given(seeds, st.integers(0, 60), st.booleans())
+@settings(deadline=None)
+def test_largest_keeps_exactly_so_many_and_none_smaller_than_one_that_goes(seed, count, ties):
+    x = tensors(seed, 3, 4, 5)
+    x = x.round() if ties else x
+    mask = projections.largest(x, count)
+    assert mask.sum() == count
+    if 0 < count < 60:
+        assert x[mask].abs().min() >= x[~mask].abs().max()
+
+
+def test_ties_go_to_the_first_in_any_memory_format():
+    x = torch.ones(2, 3, 2, 2)
+    for tensor in (x, x.to(memory_format=torch.channels_last)):
+        assert projections.largest(tensor, 5).flatten().nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4]
+
+
+@given(seeds, st.floats(0.001, 1))
+@settings(deadline=None)
+def test_largest_of_all_is_largest_of_the_concatenation(seed, kept):
+    parts = [tensors(seed, 7), tensors(seed + 1, 2, 3), tensors(seed + 2, 4, 1, 2)]
+    count = projections.kept_count(kept, 21)
+    masks = projections.largest_of_all(parts, count)
+    assert [mask.shape for mask in masks] == [part.shape for part in parts]
+    together = projections.largest(torch.cat([part.flatten() for part in parts]), count)
+    assert torch.equal(torch.cat([mask.flatten() for mask in masks]), together)
+
+
+@pytest.mark.parametrize("kept", [0, -0.1, 1.001, math.nan])
+def test_kept_is_a_share_above_0(kept):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        projections.kept_count(kept, 10)
+
+
+@given(seeds, st.integers(1, 3), st.integers(0, 2), st.integers(1, 9))
+@settings(deadline=None)
+def test_n_of_m_against_a_loop(seed, n, more, inputs):
+    m, x = n + more, tensors(seed, 2, inputs, 2, 1)
+    mask = projections.n_of_m(x, n, m)
+    for o in range(2):
+        for k in range(2):
+            for start in range(0, inputs, m):
+                group = x[o, start : start + m, k, 0].abs()
+                kept = mask[o, start : start + m, k, 0]
+                assert kept.sum() == min(n, len(group))
+                assert set(kept.nonzero().flatten().tolist()) == set(group.topk(min(n, len(group))).indices.tolist())
+
+
+def test_n_of_m_refuses_what_is_none():
+    with pytest.raises(ValueError, match="0 < N <= M, got 5:4"):
+        projections.n_of_m(torch.ones(1, 4), 5, 4)
+
+
+def test_norms_of_filters_and_columns():
+    weight = tensors(0, 4, 3, 2, 2)
+    assert_close(projections.filter_norms(weight)[1], weight[1].norm())
+    assert projections.column_norms(weight).shape == (1, 3, 2, 2)
+    assert_close(projections.column_norms(weight)[0, 2, 1, 0], weight[:, 2, 1, 0].norm())

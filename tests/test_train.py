@@ -69,6 +69,18 @@ def test_best_epoch_is_kept_by_validation_and_last_is_on_file(tmp_path):
         train.weights(tmp_path / "training.pt", "first")
 
 
+def test_the_last_epoch_is_kept_where_it_is_wanted(tmp_path):
+    model, other, path = network(), network(), tmp_path / "training.pt"
+    recipe = dataclasses.replace(RECIPE, lr=0.4, ema_decay=None, schedule="constant")
+    train.fit(model, small_digits(), objectives.natural, recipe, keep="last", checkpoint=path)
+    last = train.weights(path, "last")
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+    train.fit(other, small_digits(), objectives.natural, recipe, keep="last", checkpoint=path)
+    assert_same_weights(model, other)
+    with pytest.raises(ValueError, match="keep = 'best' or 'last', got 'first'"):
+        train.fit(model, small_digits(), objectives.natural, recipe, keep="first")
+
+
 def test_robust_validation_selects(tmp_path):
     def darken(model, x, y):
         return (x - 0.2).clamp(min=0)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from rqlib.models.blocks import named, network, pooled_classifier, scaled
+from rqlib.models.blocks import named, network, pointwise, pooled_classifier, scaled
 from rqlib.vocabulary import ImageSpec
 
 
@@ -19,7 +19,7 @@ class PreActivation(nn.Module):
             dropout=nn.Dropout(dropout),
             conv2=nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
         )
-        self.shortcut = nn.Identity() if self.same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if self.same else pointwise(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activate(x)

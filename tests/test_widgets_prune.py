@@ -1,0 +1,24 @@
+import torch
+from torch import nn
+
+from rqlib import masks, widgets_prune
+
+
+def test_mask_browser_shows_what_each_method_keeps_of_the_chosen_layer():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+    pruned = {
+        (method, kept): masks.apply_masks(dense, masks.magnitude_masks(dense, kept, scope=scope))
+        for method, scope in (("lwm", "layer"), ("hydra", "global"))
+        for kept in (0.1, 0.5)
+    }
+    browser = widgets_prune.mask_browser(dense, pruned)
+    assert browser.controls["layer"].options == ("0", "2")
+    assert browser.controls["kept"].value == 0.5
+    browser.controls["layer"].value = "2"
+    browser.controls["kept"].value = 0.1
+    assert browser.figure.layout.title.text == "2: 0.1 of 1,440 weights kept"
+    dense_line, lwm, hydra = browser.static().data
+    assert lwm.name == "LWM (144)"
+    assert sum(dense_line.customdata) == 1440
+    assert sum(hydra.customdata) != 144
