@@ -26,6 +26,7 @@ FAMILIES = {
     "polynomial": curves.polynomial,
     "boosting": curves.boosting,
     "blend": curves.blend,
+    "identity": curves.identity,
     "mean": curves.mean,
     "lookup": curves.lookup,
 }

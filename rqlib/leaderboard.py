@@ -32,7 +32,7 @@ def candidates(frame: DataFrame) -> list[Predictor]:
     single = [
         Predictor((name,), family, f"{predictors.short(name)}: {family}")
         for name in names
-        for family in ("isotonic", "rational_3", *(["logistic"] if name in lost else []))
+        for family in ("isotonic", "rational_3", *(["logistic", "identity"] if name in lost else []))
     ]
     together = {
         "all pseudo-losses": lost,

@@ -7,7 +7,7 @@ from pandas import DataFrame
 from rqlib import figures_prediction, fits, predictors, widgets
 from rqlib.predictors import TARGET
 
-FAMILIES = tuple(name for name in fits.FAMILIES if name not in ("mean", "lookup", "blend"))
+FAMILIES = tuple(name for name in fits.FAMILIES if name not in ("identity", "mean", "lookup", "blend"))
 """Families that draw a curve of one feature."""
 NARROW = {"layout": {"width": "215px"}, "style": {"description_width": "62px"}}
 

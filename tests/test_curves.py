@@ -141,3 +141,8 @@ def test_fits_are_deterministic(family):
     random = numpy.random.default_rng(3)
     x, y = column(random.random(50)), random.random(50)
     assert fits.FAMILIES[family](x, y).predict(x).tolist() == fits.FAMILIES[family](x, y).predict(x).tolist()
+
+
+def test_identity_is_the_feature_itself():
+    curve = curves.identity(column([0.1, 0.9]), numpy.array([0.5, 0.6]))
+    assert curve.predict(column([0.2, 0.7])).tolist() == [0.2, 0.7]
