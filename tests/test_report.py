@@ -13,7 +13,7 @@ import pytest
 from nbformat import v4
 from plotly import graph_objects
 
-from rqlib import report
+from rqlib import files, report
 
 CHROMIUM = Path("/usr/bin/chromium")
 PIXEL = base64.b64decode(
@@ -149,3 +149,8 @@ def test_a_browser_draws_it_without_the_network(notebook, tmp_path):
     assert min(widths) > 0
     assert not problems
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+
+
+@pytest.mark.parametrize("notebook", sorted(files.project_root().glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_every_notebook_of_the_workbook_can_be_reported(tmp_path, notebook):
+    assert "<h1" in report.write(tmp_path / "report.html", notebook).read_text()
