@@ -54,7 +54,7 @@ def accuracy_against_epsilon(curve: DataFrame, *, title: str = "Accuracy against
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
     figure.update_xaxes(title="epsilon (gray levels of 255)").update_yaxes(range=[-0.02, 1.02])
     figure.update_yaxes(title="accuracy (fraction of all)", row=1, col=1)
-    figure.update_yaxes(title="success (fraction of those right before)", row=1, col=2)
+    figure.update_yaxes(title="success rate (fraction)", row=1, col=2)
     return figure.update_layout(title=title, legend={"orientation": "h", "y": -0.25}, width=980, height=460)
 
 
@@ -112,7 +112,6 @@ def decision_map(plane: DataFrame, classes: tuple[str, ...], *, title: str = "De
         zmin=-0.5,
         zmax=len(present) - 0.5,
         colorscale=scale,
-        opacity=0.7,
         colorbar={"title": "answer", "tickvals": [*range(len(present))], "ticktext": [classes[i] for i in present]},
         customdata=grid.map(lambda index: classes[index]).to_numpy(),
         hovertemplate="%{x:.2f} steepest, %{y:.2f} random<br>%{customdata}<extra></extra>",
