@@ -20,7 +20,7 @@ from rqlib import attacks, data, evaluate, files, models, runtime
 from rqlib.projections import Linf
 
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
-REPEATS = 3  # of a minute each
+REPEATS = 2  # of a minute each
 PGD = functools.partial(
     attacks.pgd, ball=Linf(RADIUS), step_size=STEP_SIZE, steps=STEPS, active_set=True, first_step=RADIUS
 )

@@ -192,6 +192,8 @@ def _log_shifted(x: ndarray, shift: float) -> ndarray:
 def _landmarks(log_u: ndarray, y: ndarray) -> tuple[float, float, float]:
     """log u of the smallest positive row, of half the rise, and of the largest row."""
     positive = log_u > LOG_ZERO
+    if not positive.any():
+        return 0.0, 0.0, 0.0  # every row lies at 0, where the curve is level wherever it bends
     order = numpy.argsort(log_u[positive], kind="stable")
     log_u, rise = log_u[positive][order], numpy.maximum.accumulate(y[positive][order])
     return float(log_u[0]), float(numpy.interp((rise[0] + rise[-1]) / 2, rise, log_u)), float(log_u[-1])

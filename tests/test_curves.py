@@ -146,3 +146,9 @@ def test_fits_are_deterministic(family):
 def test_identity_is_the_feature_itself():
     curve = curves.identity(column([0.1, 0.9]), numpy.array([0.5, 0.6]))
     assert curve.predict(column([0.2, 0.7])).tolist() == [0.2, 0.7]
+
+
+@pytest.mark.parametrize("name", ["rational_3", "logistic"])
+def test_a_feature_that_is_zero_everywhere_gives_the_mean(name):
+    curve = fits.FAMILIES[name](numpy.zeros((6, 1)), numpy.array([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]))
+    assert curve.predict(numpy.zeros((2, 1))) == pytest.approx([0.2, 0.2], abs=1e-6)

@@ -25,7 +25,7 @@ class Toy(nn.Module):
 
 
 def test_residual_network():
-    found = points(quantized_networks.network("ResNet_18"))
+    found = points(quantized_networks.network("ResNet_18", width=0.25))
     assert found[:4] == ["truediv", "stem_activation", "stage1_0_body_0_activation", "stage1_0_body_1_conv"]
     assert "stage1_0_activation" in found  # the result of the addition, behind its ReLU
     assert {"stage2_0_shortcut_conv", "classifier_linear"} <= set(found)

@@ -125,13 +125,13 @@ def test_batchnorm_is_folded_before_comparing():
 
 
 def test_what_does_not_correspond_is_refused():
-    model = quantized_networks.network()
+    model = quantized_networks.network(width=0.25)
     with pytest.raises(ValueError, match=r"unknown measure 'kl'"):
         similarity.compare(model, model, spec=SPEC, measure="kl")
     with pytest.raises(ValueError, match=r"expected a copy of the network, got one without its layers stem.conv"):
         similarity.compare(model, nn.Sequential(nn.Linear(1, 1)), spec=SPEC)
-    with pytest.raises(ValueError, match=r"layer stem\.conv: expected weights of shape \(8, 3, 3, 3\), got \(16"):
-        similarity.compare(model, quantized_networks.network(width=0.25), spec=SPEC)
+    with pytest.raises(ValueError, match=r"layer stem\.conv: expected weights of shape \(16, 3, 3, 3\), got \(32"):
+        similarity.compare(model, quantized_networks.network(width=0.5), spec=SPEC)
 
 
 def test_shapes_of_a_legacy_row_in_the_published_scale():
