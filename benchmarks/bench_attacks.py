@@ -20,7 +20,6 @@ from rqlib import attacks, data, evaluate, files, models, runtime
 from rqlib.projections import Linf
 
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
-REPEATS = 2  # of a minute each
 PGD = functools.partial(
     attacks.pgd, ball=Linf(RADIUS), step_size=STEP_SIZE, steps=STEPS, active_set=True, first_step=RADIUS
 )
@@ -139,7 +138,6 @@ def compare(title: str, model: nn.Module, images: Tensor, labels: Tensor, *, at_
         ours,
         lambda: scored(runs[fastest]()),
         at_least=at_least,
-        repeats=REPEATS,
         agree=f"{agreement}; a batch: {others}",
     )
 

@@ -165,6 +165,14 @@ def named(name: str, **settings) -> Attack:
     return partial(ATTACKS[name], **settings)
 
 
+def pace(ball: Ball, steps: int) -> dict:
+    """Settings of `pgd`: steps of ``2.5 epsilon / steps`` reach any point of the ball from any start.
+
+    Source: Madry et al. 2018, arXiv 1706.06083.
+    """
+    return {"steps": steps, "step_size": 2.5 * ball.epsilon / max(steps, 1)}
+
+
 def _moves(ball: Ball):
     """(start, advance) in pixels: x -> x', and (x, x', gradient, length) -> next x'."""
 

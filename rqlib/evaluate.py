@@ -64,18 +64,9 @@ def correct(
     return done
 
 
-def accuracy(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    attack: Attack | None = None,
-    batch_size: int = 500,
-    checkpoint: str | Path | None = None,
-) -> float:
-    """Fraction of images classified as labeled, clean or under an attack. Arguments and errors as `correct`."""
-    kept = correct(model, images, labels, attack=attack, batch_size=batch_size, checkpoint=checkpoint)
-    return kept.float().mean().item()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, **options) -> float:
+    """Fraction of images classified as labeled, clean or under an attack. Options and errors as `correct`."""
+    return correct(model, images, labels, **options).float().mean().item()
 
 
 def robustness(model: nn.Module, images: Tensor, labels: Tensor, *, attack: Attack, batch_size: int = 500) -> dict:
@@ -115,10 +106,10 @@ def era(
 ) -> float:
     """Empirical robust accuracy: right after every restart of PGD; the strong setting is 100 restarts x 1,000 steps.
 
-    ``step_size`` is ``2.5 epsilon / steps`` by default (Madry et al. 2018, arXiv 1706.06083). Options as `correct`.
+    ``step_size`` is that of `attacks.pace` by default. Options as `correct`.
     """
-    length = 2.5 * ball.epsilon / steps if step_size is None else step_size
-    attack = partial(attacks.pgd, ball=ball, step_size=length, steps=steps, restarts=restarts, active_set=True)
+    settings = attacks.pace(ball, steps) | ({} if step_size is None else {"step_size": step_size})
+    attack = partial(attacks.pgd, ball=ball, **settings, restarts=restarts, active_set=True)
     return accuracy(model, images, labels, attack=attack, **options)
 
 

@@ -12,6 +12,8 @@ from rqlib import data, plots, runtime
 
 STATUS = {"PASS": "#D6EFE2", "WARN": "#FCEBC5", "FAIL": "#F6CFC2", "SKIP": "#EEEEEE"}
 
+_BARS = ("#BBBBBB", plots.PALETTE[0], plots.PALETTE[5], plots.PALETTE[4], plots.PALETTE[1])
+
 
 def attack_pictures(
     model: nn.Module, x: Tensor, adversarial: Tensor, labels: Tensor, classes: tuple[str, ...], *, title: str = ""
@@ -130,9 +132,6 @@ def quantized_bars(table: DataFrame, *, title: str = "Quantized networks under a
     figure.update_xaxes(type="category", title="format")
     figure.update_yaxes(title="accuracy (fraction)", range=[0, 1])
     return figure.update_layout(title=title, barmode="group", legend={"orientation": "h", "y": -0.25}, height=460)
-
-
-_BARS = ("#BBBBBB", plots.PALETTE[0], plots.PALETTE[5], plots.PALETTE[4], plots.PALETTE[1])
 
 
 def _plane(figure: go.Figure, title: str) -> go.Figure:

@@ -135,5 +135,5 @@ def images(generator: Generator, mixtures: Tensor, *, seed: int = 0, batch_size:
     noise = torch.randn(len(mixtures), generator.embedding.shape[1], generator=runtime.generator(seed))
     pairs = zip(mixtures.split(batch_size), noise.split(batch_size), strict=True)
     with runtime.evaluating(generator), policy.autocast():
-        parts = [generator(*map(policy.place, pair)).mul(255).round().byte() for pair in pairs]
+        parts = [data.to_uint8(generator(*map(policy.place, pair))) for pair in pairs]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)

@@ -34,8 +34,10 @@ __all__ = [
     "lwm",
     "magnitude_masks",
     "multi_step",
+    "run",
+    "settled",
+    "with_scores",
 ]
-__all__ += ["run", "settled", "with_scores"]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def noise(spec: ImageSpec, count: int, *, seed: int = 0) -> Tensor:
     """Images uint8 of independent pixels with the mean and spread of the real ones: what statistics must beat."""
     pixels = torch.randn(count, *spec.shape, generator=runtime.generator(seed))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    return (mean + std * pixels).clamp(0, 1).mul(255).round().byte()
+    return data.to_uint8(mean + std * pixels)
 
 
 def clipped(images: Tensor) -> float:

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from rqlib import attacks, data, diagnostics, evaluate, parametrizations, quantize, runtime
+from rqlib import attacks, calibration, data, diagnostics, evaluate, parametrizations, quantize, runtime
 from rqlib.projections import BALLS, Ball, Linf
 from rqlib.vocabulary import Attack
 
@@ -20,18 +20,13 @@ def makers(steps: int = 20) -> dict[str, Maker]:
     """Name -> attack for any ball, from weak to strong: the floor, one step, many steps; only success matters."""
 
     def climb(ball: Ball) -> Attack:
-        return partial(attacks.pgd, ball=ball, **pace(ball, steps), active_set=True)
+        return partial(attacks.pgd, ball=ball, **attacks.pace(ball, steps), active_set=True)
 
     return {
         "noise": lambda ball: partial(attacks.noise, ball=ball, active_set=True),
         "FGSM": lambda ball: partial(attacks.fgsm, ball=ball),
         f"PGD-{steps}": climb,
     }
-
-
-def pace(ball: Ball, steps: int) -> dict:
-    """``steps`` of ``2.5 epsilon / steps``: from any start any point of the ball can be reached (arXiv 1706.06083)."""
-    return {"steps": steps, "step_size": 2.5 * ball.epsilon / steps}
 
 
 def score(right: Tensor, before: Tensor) -> dict:
@@ -112,8 +107,9 @@ def quantized(
     """
     with runtime.using(str(runtime.active().device), "float32"):
         twin, rows = evaluate.fast_twin(runtime.active().place(model)), []
+        calibrated = calibration.calibrate(model, calibration_images)
         for format in formats:
-            network = quantize.ptq(model, format, calibration_images)
+            network = quantize.apply(calibrated, format)
             climbed = {"masked": network, "everywhere": parametrizations.unmasked(network), "transfer": twin}
             right = {
                 way: evaluate.correct(network, images, labels, attack=_on(source, attack))

@@ -21,7 +21,7 @@ def attack_viewer(
     policy = runtime.active()
     model = policy.place(model)
     twin = evaluate.fast_twin(model)
-    kinds = {name.rstrip("-0123456789"): name for name in robustness.makers(1)}
+    kinds = [name.rstrip("-0123456789") for name in robustness.makers(1)]
 
     def draw(image: int, attack: str, norm: str, epsilon: float, steps: int) -> go.Figure:
         x, y = next(data.batches(images[image : image + 1], labels[image : image + 1], 1))
@@ -37,7 +37,7 @@ def attack_viewer(
     return widgets.explorer(
         draw,
         image=ipywidgets.IntSlider(0, 0, len(images) - 1, description="image", **slide),
-        attack=ipywidgets.Dropdown(options=list(kinds), value="PGD", description="attack"),
+        attack=ipywidgets.Dropdown(options=kinds, value="PGD", description="attack"),
         norm=ipywidgets.Dropdown(options=list(BALLS), description="norm"),
         epsilon=ipywidgets.FloatSlider(epsilon_255, min=0, max=64, step=1, description="epsilon", **slide),
         steps=ipywidgets.IntSlider(20, 1, 100, description="steps", **slide),

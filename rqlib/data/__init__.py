@@ -164,8 +164,8 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] -> uint8 on the CPU, rounded to the nearest gray level."""
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    """Pixels in [0, 1] -> uint8, rounded to the nearest gray level."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def batches(

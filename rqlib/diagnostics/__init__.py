@@ -12,7 +12,7 @@ import pandas
 import torch
 from torch import Tensor, nn
 
-from rqlib import ascent, runtime
+from rqlib import ascent, attacks, runtime
 from rqlib.diagnostics import gradients, sanity, strength
 from rqlib.diagnostics.case import SKIP, Case, Finding
 from rqlib.diagnostics.gradients import directions, loss_surface
@@ -80,7 +80,7 @@ def run(
     Args:
         x, y: images (N, C, H, W) float32 in [0, 1] and labels (N,); a few hundred tell.
         ball, step_size, steps, eot_samples: the PGD whose figure is to be believed (`attacks.pgd`);
-            the step size is ``2.5 epsilon / steps`` by default.
+            the step size is that of `attacks.pace` by default.
         full: all checks, with more settings each; by default those that take seconds.
         others: name -> another network for the same images, attacked to transfer.
         twins: name -> a differentiable twin of a network that rounds or is noisy (STE, float, noise-free).
@@ -97,7 +97,7 @@ def run(
     if not len(x):
         raise ValueError("expected at least one image to check, got none")
     place = runtime.active().place
-    length = 2.5 * ball.epsilon / max(steps, 1) if step_size is None else step_size
+    length = attacks.pace(ball, steps)["step_size"] if step_size is None else step_size
     case = Case(
         place(model),
         place(x),
