@@ -143,6 +143,7 @@ def test_the_snakefile_runs_the_graph_once_and_then_nothing(tmp_path):
     attacked = results.collect("05_robust", outputs).pivot(index="model", columns="attack", values="accuracy")
     assert sorted(attacked.index) == ["CNN_small", "SmallCNN"]
     assert (attacked["PGD-3x2"] <= attacked["none"]).all()
+    assert (attacked["all of these"] <= attacked.drop(columns="all of these").min(axis=1)).all()
     transfer = pandas.read_parquet(outputs / "05_robust/tiny-SmallCNN-3-Linf/transfer.parquet")
     assert transfer.shape == (2, 2), "the other network of the preset attacks this one"
     pruned = results.collect("06_prune", outputs)
