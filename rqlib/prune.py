@@ -185,9 +185,8 @@ def with_scores(
     masks.rule(model, structure)  # says what is wrong with the name
     for name, weight in weights.items():
         basis = projections.column_norms(weight) if structure == "columns" else weight
-        _attach(
-            scored, name, Scored(scaled_scores(basis, weight[0].numel()), partial(masks.ENTRIES[structure], kept=kept))
-        )
+        step = Scored(scaled_scores(basis, weight[0].numel()), partial(masks.ENTRIES[structure], kept=kept))
+        _attach(scored, name, step)
     return scored
 
 
@@ -220,9 +219,8 @@ def _with_channel_scores(scored: nn.Module, weights: masks.Weights, kept: float,
     scores = nn.Parameter(torch.cat([scaled_scores(norms[p], fan_in[p[0]].item()).data for p in pools]))
     place = torch.zeros(len(norms), dtype=torch.int64)
     place[torch.cat(pools)] = torch.arange(len(scores))
-    choose = partial(
-        masks.best_channels, pools=list(torch.arange(len(scores)).split([len(p) for p in pools])), kept=kept
-    )
+    places = list(torch.arange(len(scores)).split([len(p) for p in pools]))
+    choose = partial(masks.best_channels, pools=places, kept=kept)
     for name, rows in masks.channel_rows(scored, found).items():
         _attach(scored, name, Scored(scores, choose, place[rows]))
     return scored.to(next(iter(weights.values())).device)
