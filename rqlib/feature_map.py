@@ -41,7 +41,8 @@ def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFr
 
     silhouette: of the classes in all L features, 1 for tight and far apart, 0 for touching (Rousseeuw 1987), NaN
     for one class alone, as the next;
-    center_distance: mean distance between centers of classes over the mean distance of an image to its center;
+    center_distance: mean distance between centers of classes over the mean distance of an image to its center, NaN
+    where every class is one point;
     covered_area: cells of the map with at least one point, as a share of those that any set covers.
     """
     cells = points.assign(cell=_cells(points.x) * CELLS + _cells(points.y)).groupby("set").cell.agg(set)
@@ -59,7 +60,7 @@ def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFr
 
 def _cells(values: pandas.Series) -> pandas.Series:
     low, high = values.min(), values.max()
-    return ((values - low) / (high - low) * CELLS).astype(int).clip(upper=CELLS - 1)
+    return ((values - low) / ((high - low) or 1.0) * CELLS).astype(int).clip(upper=CELLS - 1)
 
 
 def _separation(features: Tensor, labels: Tensor) -> dict[str, float]:
@@ -70,5 +71,5 @@ def _separation(features: Tensor, labels: Tensor) -> dict[str, float]:
     within = [(group - center).norm(dim=1).mean().item() for group, center in zip(groups, centers, strict=True)]
     return {
         "silhouette": float(silhouette_score(features.numpy(), labels.numpy())),
-        "center_distance": torch.pdist(centers).mean().item() / numpy.mean(within),
+        "center_distance": torch.pdist(centers).mean().item() / (numpy.mean(within) or numpy.nan),
     }

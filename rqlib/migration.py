@@ -56,9 +56,14 @@ def forecast(rows: DataFrame, others: DataFrame | None = None, *, level: float =
         others: rows of networks measured before (`predictors.table`); those of the same name are left out. With
             fewer than three networks the loss on pseudo-data (the first that there is) is the prediction, and its
             interval is unknown.
+
+    Raises:
+        ValueError: the rows hold no loss on generated images.
     """
     rows = predictors.table(rows)
-    first = next(name for name in GENERATORS.values() if name in rows)
+    first = next((name for name in GENERATORS.values() if name in rows), None)
+    if first is None:
+        raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
     others = DataFrame({"model": []}) if others is None else others[~others.model.isin(rows.model)]
     if others.model.nunique() >= FEWEST:
         best = leaderboard.leaderboard(others, level=level).best(rows.columns)

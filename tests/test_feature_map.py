@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -39,6 +41,14 @@ def test_one_class_alone_has_nothing_to_be_apart_from():
     row = feature_map.measure(feature_map.project(sets["one"][0], sets), sets).iloc[0]
     assert row[["silhouette", "center_distance"]].isna().all()
     assert row.covered_area == 1
+
+
+def test_classes_that_are_one_point_have_no_size_to_be_apart_by():
+    features, labels = clusters(1.0)
+    collapsed = {"one point": (torch.ones_like(features), labels), "real": (features, labels)}
+    table = feature_map.measure(feature_map.project(features, collapsed), collapsed).set_index("set")
+    assert math.isnan(table.center_distance["one point"])
+    assert table.covered_area["one point"] < 0.1 < table.covered_area["real"]
 
 
 def test_sets_of_other_networks_are_refused():

@@ -1,3 +1,4 @@
+import pandas
 import pytest
 
 from rqlib import data, generator, migration, predictors, quantize, runtime
@@ -50,6 +51,12 @@ def test_calibration_without_data_is_as_good():
 def known():
     frame = published.made_up(4)
     return predictors.table(frame.assign(pseudo_accuracy_loss=0.5 * frame.js_macs / (frame.js_macs + 1)))
+
+
+def test_rows_without_generated_images_forecast_nothing():
+    rows = pandas.DataFrame({"model": ["net"], "format": ["INT_8"], "accuracy": [0.8], "float_accuracy": [0.9]})
+    with pytest.raises(ValueError, match="expected a loss on generated images"):
+        migration.forecast(rows)
 
 
 def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(capsys):
