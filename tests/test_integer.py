@@ -106,6 +106,37 @@ def residual():
     return Residual().eval()
 
 
+class Weighted(nn.Module):
+    """Sums of two branches in which the second counts more, less or against."""
+
+    def __init__(self, add):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.add = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), add
+
+    def forward(self, x):
+        return self.add(self.one(x), self.other(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, y: torch.add(x, y, alpha=3),
+        lambda x, y: x.add(y, alpha=-0.5),
+        lambda x, y: torch.add(x, alpha=2.0, other=y),
+        lambda x, y: x.add_(y),
+    ],
+    ids=["function", "method", "by name", "in place"],
+)
+def test_sums_keep_the_weight_of_their_second_term(add):
+    pictures = quantized_networks.images(8, size=8)
+    network = quantize.ptq(Weighted(add), INT(8), pictures)
+    ours, logits = signals(integer.lower(network), pictures.double() / 255)
+    theirs, expected = signals(in_float64(network), pictures.double() / 255)
+    assert max(apart(network, ours, theirs).values()) <= 1
+    assert_close(logits, expected, rtol=1e-5, atol=0.02)
+
+
 def test_weights_are_whole_numbers_and_worth_the_weights():
     network = quantize.ptq(residual(), INT(4), quantized_networks.images(8, size=8), granularity="channel")
     codes, worth = integer.weight_codes(network.stem)
