@@ -61,6 +61,7 @@ def apart(network, ours, theirs):
     return steps
 
 
+@pytest.mark.filterwarnings("ignore:BatchNorm stays as it is. it has no convolution")  # WRN norms before it convolves
 @pytest.mark.parametrize("format", [INT(8), FLOAT(8, 4)], ids=lambda format: format.name)
 @pytest.mark.parametrize("name", SEED_NETWORKS | OTHERS)
 def test_agrees_with_fake_quantization_at_every_point(name, format):
