@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rqlib import data, evaluate, generator_network, generator_training, runtime
+from rqlib.attacks import in_words
 from rqlib.generator_network import Generator
 from rqlib.vocabulary import Attack
 
@@ -72,8 +73,9 @@ def adjust(
     target = NO_TARGET if target is None else Target(*target)
     if not all(0 <= value <= 1 for value in target):
         raise ValueError(f"expected a target of fractions in [0, 1], got {target}; divide percent by 100")
-    settings = {"adjust": True, "target": list(target), "images": images, "steps": steps, "batch": batch_size}
-    training = generator_training.Training(generator, checkpoint, lr, settings | {"seed": seed})
+    settings = {"attack": in_words(attack), "target": list(target), "rounds": rounds, "images": images, "steps": steps}
+    settings |= {"batch": batch_size, "seed": seed}
+    training = generator_training.Training(generator, teacher, checkpoint, lr, settings)
     with generator_training.frozen(teacher):
         for number in runtime.progress(range(len(training.rows), rounds + 1), "adjust"):
             if training.rows and training.rows[-1]["action"] == "stop":

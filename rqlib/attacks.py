@@ -166,6 +166,12 @@ def named(name: str, **settings) -> Attack:
     return partial(ATTACKS[name], **settings)
 
 
+def in_words(attack: Attack | None) -> str:
+    """An attack and its settings, the same in every process: what tells the results of attacks apart."""
+    function = getattr(attack, "func", attack)
+    return f"{getattr(function, '__qualname__', repr(function))} {getattr(attack, 'keywords', {})}"
+
+
 def pace(ball: Ball, steps: int) -> dict:
     """Settings of `pgd`: steps of ``2.5 epsilon / steps`` reach any point of the ball from any start.
 

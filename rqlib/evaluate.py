@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from rqlib import attack_losses, attacks, data, files, layers, runtime
+from rqlib import attack_losses, attacks, data, files, layers, ledger, runtime
 from rqlib.projections import Ball
 from rqlib.vocabulary import Attack
 
@@ -52,15 +52,19 @@ def correct(
 
     Args:
         checkpoint: file in which the result is kept after every batch. If it exists, evaluation goes on from it.
+
+    Raises:
+        ValueError: also where the checkpoint is of another network, other images or another attack.
     """
     if not len(labels):
         raise ValueError("expected at least one image to evaluate, got none")
-    done = _resumed(checkpoint, labels)
+    identity = None if checkpoint is None else _identity(model, images, labels, attack)
+    done = _resumed(checkpoint, identity)
     rest = getattr(images, "subset", images.__getitem__)(slice(len(done), None))
     for logits, y in _judged(model, rest, labels[len(done) :], attack, batch_size):
         done = torch.cat([done, (logits.argmax(1) == y).cpu()])
         if checkpoint is not None:
-            files.save_tensors(checkpoint, {"correct": done, "labels": labels.cpu()})
+            files.save_tensors(checkpoint, {"correct": done, "identity": identity})
     return done
 
 
@@ -213,11 +217,20 @@ def _success_rate(before: Tensor, after: Tensor) -> float:
     return (before & ~after).sum().item() / before.sum().item() if before.any() else float("nan")
 
 
-def _resumed(checkpoint: str | Path | None, labels: Tensor) -> Tensor:
-    """What an interrupted evaluation of these labels left."""
+def _identity(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> str:
+    """What a result depends on. Images that are read from files are told apart by their names."""
+    pixels = images if isinstance(images, Tensor) else images.paths
+    return ledger.fingerprint(model.state_dict(), pixels, labels, attacks.in_words(attack))
+
+
+def _resumed(checkpoint: str | Path | None, identity: str | None) -> Tensor:
+    """What an interrupted evaluation of the same left."""
     if checkpoint is None or not Path(checkpoint).exists():
         return torch.empty(0, dtype=torch.bool)
     content = files.load_tensors(checkpoint)
-    if not torch.equal(content.get("labels", torch.empty(0)), labels.cpu()):
-        raise ValueError(f"{checkpoint} belongs to an evaluation of other images; remove the file or give another one")
+    if content.get("identity") != identity:
+        raise ValueError(
+            f"{checkpoint} belongs to an evaluation of another network, other images or another attack; remove the "
+            "file or give another one"
+        )
     return content["correct"]

@@ -46,18 +46,18 @@ def accuracy_against_kept(rows: DataFrame, *, title: str = "Accuracy against wha
 
 
 def with_other_seeds(rows: DataFrame, notebook: str, settings: list[str]) -> DataFrame:
-    """The rows of a run, and those of finished runs that differ from it in the seed alone.
+    """The rows of a run, and those of finished runs of the same settings: of other seeds, or other methods and sizes.
 
     Args:
-        settings: columns that must be equal.
+        settings: columns that must be equal; whatever else sets networks apart belongs to them.
     """
     try:
         others = results.collect(notebook)
     except FileNotFoundError:
         return rows
     shared = [name for name in settings if name in rows and name in others]
-    same = (others[shared] == rows[shared].iloc[0]).all(axis=1) & (others.seed != rows.seed.iloc[0])
-    return pandas.concat([rows, others[same]], ignore_index=True)
+    same = (others[shared] == rows[shared].iloc[0]).all(axis=1)
+    return pandas.concat([rows, others[same]], ignore_index=True).drop_duplicates(["seed", "method", "kept"])
 
 
 def over_seeds(rows: DataFrame, score: str) -> DataFrame:

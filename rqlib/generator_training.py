@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib import batchnorm_statistics, files, generator_network, runtime
+from rqlib import batchnorm_statistics, files, generator_network, ledger, runtime
 from rqlib.generator_network import Generator
 from rqlib.vocabulary import Attack
 
@@ -58,7 +58,7 @@ def fit(
     if not 0 <= superposed_fraction <= 1:
         raise ValueError(f"expected superposed_fraction in [0, 1], got {superposed_fraction}")
     settings = {"epochs": epochs, "steps": steps, "batch": batch_size, "superposed": superposed_fraction, "seed": seed}
-    training = Training(generator, checkpoint, lr, settings)
+    training = Training(generator, teacher, checkpoint, lr, settings)
     with frozen(teacher), training.mode():
         for epoch in runtime.progress(range(len(training.rows), epochs), "generator"):
             started, stream = time.perf_counter(), runtime.generator(seed, epoch)
@@ -77,12 +77,16 @@ class Training:
     """A generator, its optimizer and its rows; kept in a file after every row, taken up again from it.
 
     Args:
-        settings: plain values that tell this training from others.
+        settings: plain values that, with both networks as they are, tell this training from others.
     """
 
-    def __init__(self, generator: Generator, checkpoint: str | Path | None, lr: float, settings: dict):
+    def __init__(
+        self, generator: Generator, teacher: nn.Module, checkpoint: str | Path | None, lr: float, settings: dict
+    ):
         self.generator, self.checkpoint = runtime.active().place(generator), checkpoint and Path(checkpoint)
-        self.settings, self.rows = settings | {"first_lr": lr}, []
+        networks = {"start": generator, "teacher": teacher}
+        prints = {name: ledger.fingerprint(network.state_dict()) for name, network in networks.items()}
+        self.settings, self.rows = settings | {"first_lr": lr} | prints, []
         self.optimizer = torch.optim.Adam(generator.parameters(), lr, betas=(0.5, 0.999))
         if self.checkpoint and self.checkpoint.exists():
             self._load()

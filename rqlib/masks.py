@@ -149,18 +149,24 @@ def achieved(model: nn.Module) -> pandas.DataFrame:
     return frame.assign(fraction=frame.kept / frame.weights)
 
 
-def check(model: nn.Module, kept: float, *, structure: str = "weights") -> pandas.DataFrame:
+def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: str = "layer") -> pandas.DataFrame:
     """`achieved` of a masked network, which must keep ``round(kept N)`` single weights, in each layer or over all.
+
+    Where a layer is left empty a warning says which. Of other structures only this, and that what is masked is 0.
 
     Raises:
         AssertionError: it does not, or weights outside its masks are not 0.
     """
     found = achieved(model)
     assert (found.nonzero <= found.kept).all(), f"weights outside the masks are not 0:\n{found}"
-    if structure == "weights":
-        each = all(row.kept == projections.kept_count(kept, row.weights) for row in found.itertuples())
-        overall = found.kept.sum() == projections.kept_count(kept, int(found.weights.sum()))
-        assert each or overall, f"expected round({kept} N) weights in every layer or overall, got\n{found}"
+    wanted = found.weights.map(partial(projections.kept_count, kept))
+    if scope == "global":
+        total = projections.kept_count(kept, int(found.weights.sum()))
+        assert found.kept.sum() == total, f"expected {total:,} weights overall, got\n{found}"
+    elif structure == "weights":
+        assert (found.kept == wanted).all(), f"expected round({kept} N) weights in every layer, got\n{found}"
+    if len(empty := found[found.kept == 0].layer):
+        warnings.warn(f"kept {kept} leaves no weight in {', '.join(empty)}", stacklevel=2)
     return found
 
 

@@ -76,7 +76,7 @@ def lwm(model: nn.Module, kept: float, phase: Phase, *, structure: str = "weight
 def hydra(model: nn.Module, kept: float, phase: Phase, *, structure: str = "weights", norms: bool = False) -> nn.Module:
     """Masked by scores that are trained for the objective while the weights stay as they are (arXiv 2002.10509)."""
     scored = with_scores(model, kept, structure=structure, image=phase.image, norms=norms)
-    phase.fit(scored, "hydra")
+    phase.fit(scored, f"hydra-{kept}-{structure}")
     return settled(scored, model)
 
 
@@ -102,7 +102,7 @@ def admm(
     for name in weights.keys() & sparse.keys():
         _attach(anchored, name, Anchored(weights[name] * sparse[name], rho))
     hook = partial(_move_anchors, partial(rule, kept=kept), growth, every)
-    phase.fit(anchored, "admm", penalty=_pull, after_epoch=hook, keep="last")
+    phase.fit(anchored, f"admm-{kept}-{structure}-{scope}", penalty=_pull, after_epoch=hook, keep="last")
     trained = _with_state(model, anchored)
     return apply_masks(trained, rule(masks.dense_weights(trained, kept), kept))
 
@@ -114,7 +114,9 @@ def multi_step(
     rule, epochs = masks.rule(model, structure, scope=scope, image=phase.image), phase.recipe.epochs
     first = rule(masks.dense_weights(model, kept), kept ** (1 / epochs))
     masked = apply_masks(model, first)
-    phase.fit(masked, "multi_step", after_epoch=partial(_tighten, rule, kept, epochs), keep="last")
+    phase.fit(
+        masked, f"multi_step-{kept}-{structure}-{scope}", after_epoch=partial(_tighten, rule, kept, epochs), keep="last"
+    )
     return masked
 
 
@@ -147,14 +149,15 @@ def run(
     if method not in METHODS:
         raise ValueError(did_you_mean("method", method, METHODS))
     masked = METHODS[method](model, kept, pruning, structure=structure, **options)
-    masks.check(masked, kept, structure=structure)
+    exact = {"structure": structure, "scope": options.get("scope", "layer")}
+    masks.check(masked, kept, **exact)
     dense = not any((~step.mask).any() for step in steps_of(masked, Masked).values())
     assert dense or changes_output(_with_state(model, masked), masked, pruning.dataset), "the masks change no logit"
     if finetuning is not None:
         more = pruning.recipe.epochs if equal_epochs and method == "lwm" else 0
         recipe = dataclasses.replace(finetuning.recipe, epochs=finetuning.recipe.epochs + more)
-        dataclasses.replace(finetuning, recipe=recipe).fit(masked, "finetune")
-        masks.check(masked, kept, structure=structure)
+        dataclasses.replace(finetuning, recipe=recipe).fit(masked, f"finetune-{method}-{kept}-{structure}")
+        masks.check(masked, kept, **exact)
     return masked
 
 
@@ -182,9 +185,8 @@ def with_scores(
     masks.rule(model, structure)  # says what is wrong with the name
     for name, weight in weights.items():
         basis = projections.column_norms(weight) if structure == "columns" else weight
-        _attach(
-            scored, name, Scored(scaled_scores(basis, weight[0].numel()), partial(masks.ENTRIES[structure], kept=kept))
-        )
+        step = Scored(scaled_scores(basis, weight[0].numel()), partial(masks.ENTRIES[structure], kept=kept))
+        _attach(scored, name, step)
     return scored
 
 
@@ -217,9 +219,8 @@ def _with_channel_scores(scored: nn.Module, weights: masks.Weights, kept: float,
     scores = nn.Parameter(torch.cat([scaled_scores(norms[p], fan_in[p[0]].item()).data for p in pools]))
     place = torch.zeros(len(norms), dtype=torch.int64)
     place[torch.cat(pools)] = torch.arange(len(scores))
-    choose = partial(
-        masks.best_channels, pools=list(torch.arange(len(scores)).split([len(p) for p in pools])), kept=kept
-    )
+    places = list(torch.arange(len(scores)).split([len(p) for p in pools]))
+    choose = partial(masks.best_channels, pools=places, kept=kept)
     for name, rows in masks.channel_rows(scored, found).items():
         _attach(scored, name, Scored(scores, choose, place[rows]))
     return scored.to(next(iter(weights.values())).device)

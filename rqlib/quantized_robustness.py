@@ -15,6 +15,7 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from rqlib import calibration, data, evaluate, fits, ledger, predictors, quantize, runtime
+from rqlib.attacks import in_words
 from rqlib.formats import Format, parse
 from rqlib.vocabulary import Attack
 
@@ -50,7 +51,7 @@ def study(
         ValueError: as `quantize.ptq`; a checkpoint of another study.
     """
     attacks = {CLEAN: None, **attacks}
-    settings = (granularity, ranges, bias, [*sets], [_said(attack) for attack in attacks.values()])
+    settings = (granularity, ranges, bias, [*sets], [in_words(attack) for attack in attacks.values()])
     tensors = [tensor for one in sets.values() for tensor in one]
     fingerprint = ledger.fingerprint(model.state_dict(), calibration_images, *tensors, *settings)
     rows = ledger.Ledger(checkpoint, key=["format"], fingerprint=fingerprint)
@@ -77,20 +78,15 @@ def _scores(network: nn.Module, sets, attacks, batch_size: int) -> dict[str, flo
     }
 
 
-def _said(attack: Attack | None) -> tuple:
-    """An attack in words that are the same in every process."""
-    function = getattr(attack, "func", attack)
-    return getattr(function, "__qualname__", repr(function)), repr(getattr(attack, "keywords", {}))
-
-
 def published(rows: DataFrame, *, real: str = "test") -> DataFrame:
     """The rows of a study in the published form: a row a generator and format, columns test_clean, pseudo_clean, ...
 
     Args:
         real: the set of real images; every other set becomes a generator.
     """
-    attacks = [name.removeprefix(f"{real}_") for name in rows if name.startswith(f"{real}_")]
     others = [name.removesuffix(f"_{CLEAN}") for name in rows if name.endswith(f"_{CLEAN}")]
+    attacks = [name.removeprefix(f"{real}_") for name in rows if name.startswith(f"{real}_")]
+    attacks = [name for name in attacks if all(f"{other}_{name}" in rows for other in others)]
     kept = [name for name in rows if not name.startswith(tuple(f"{other}_" for other in others))]
 
     def of(generator: str) -> DataFrame:
@@ -108,7 +104,8 @@ def relative(rows: DataFrame) -> DataFrame:
         rows: in the published form: format, generator, test_clean, pseudo_clean, test_fgsm, ...; among the columns
             of `predictors.NETWORK` those that tell networks apart; every network has a row FP32.
 
-    Networks whose float accuracy under an attack is 0 have no relative accuracy there: left out, and said.
+    Formats that were not attacked are left out. Networks whose float accuracy under an attack is 0 have no relative
+    accuracy there: left out, and said.
 
     Raises:
         ValueError: columns are missing; a network has no row FP32.
@@ -129,7 +126,8 @@ def relative(rows: DataFrame) -> DataFrame:
         })
         for attack in under
     ]  # fmt: skip
-    frame = pandas.concat(parts, ignore_index=True)
+    measured = [joined[[f"{side}_{attack}" for side in ("test", "pseudo")]].notna().all(axis=1) for attack in under]
+    frame = pandas.concat([part[rows] for part, rows in zip(parts, measured, strict=True)], ignore_index=True)
     known = frame.dropna(subset=["test", "pseudo"])
     if len(known) < len(frame):
         print(f"{len(frame) - len(known)} of {len(frame)} rows left out: the float network's accuracy there is 0")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rqlib import data, evaluate, files, overfitting, runtime
+from rqlib import data, evaluate, files, ledger, overfitting, runtime
 from rqlib.recipes import Recipe
 from rqlib.vocabulary import Attack, Objective
 
@@ -92,7 +92,8 @@ class _Training:
     def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: str | Path | None, seed: int, images: int):
         self.model, self.recipe, self.seed = model, recipe, seed
         self.checkpoint = Path(checkpoint) if checkpoint else None
-        self.identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images}
+        start = ledger.fingerprint(model.state_dict())
+        self.identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images, "start": start}
         self.optimizer = recipe.optimizer(model)
         self.average = None
         if recipe.ema_decay is not None:

@@ -15,13 +15,13 @@ def mask_browser(dense: nn.Module, pruned: Mapping[tuple[str, float], nn.Module]
 
     Args:
         dense: the network that was pruned.
-        pruned: (method, kept) -> masked network.
+        pruned: (method, kept) -> masked network; without any the dense network is shown alone.
     """
     weighted = dict(layers.weighted_layers(dense))
     masks = {
         key: {name: step.mask for name, step in steps_of(network, Masked).items()} for key, network in pruned.items()
     }
-    shares = sorted({kept for _, kept in pruned}, reverse=True)
+    shares = sorted({kept for _, kept in pruned}, reverse=True) or [1.0]
 
     def draw(layer: str, kept: float) -> go.Figure:
         weight = weighted[layer].weight.detach()

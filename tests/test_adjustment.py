@@ -96,17 +96,19 @@ def test_an_interrupted_adjustment_ends_with_the_same_weights(tmp_path):
 
     def failing(model, x, y):
         calls.append(1)
-        if len(calls) > 3:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return ATTACK(model, x, y)
 
     with pytest.raises(KeyboardInterrupt):
         adjust(broken, failing, checkpoint=path)
     resumed = generated.trained()
-    rows = adjust(resumed, checkpoint=path)
+    rows = adjust(resumed, failing, checkpoint=path)
     assert rows.equals(expected)
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
-    assert adjust(resumed, checkpoint=path).equals(expected)
+    assert adjust(generated.trained(), failing, checkpoint=path).equals(expected)
+    with pytest.raises(ValueError, match="belongs to another training"):
+        adjust(generated.trained(), checkpoint=path)
 
 
 def test_a_target_of_percent_is_refused():

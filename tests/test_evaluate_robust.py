@@ -195,12 +195,20 @@ def test_interrupted_evaluation_goes_on_and_gives_the_same(tmp_path):
     assert len(calls) == 6, "nothing is left to do"
 
 
-def test_checkpoint_of_other_images_is_refused(tmp_path):
+def test_checkpoint_of_another_evaluation_is_refused(tmp_path):
     images, labels = evaluation_set(20)
     path = tmp_path / "pgd.pt"
     evaluate.correct(natural(), images, labels, attack=PGD, checkpoint=path)
-    with pytest.raises(ValueError, match="belongs to an evaluation of other images"):
-        evaluate.correct(natural(), images.flip(0), labels.flip(0), attack=PGD, checkpoint=path)
+    weaker = functools.partial(attacks.pgd, ball=Linf(0.05), step_size=0.02, steps=10)
+    other = robust_networks.trained(adversarial=True)
+    for changed in (
+        (natural(), images.flip(0), labels.flip(0), PGD),
+        (natural(), images.flip(3), labels, PGD),
+        (natural(), images, labels, weaker),
+        (other, images, labels, PGD),
+    ):
+        with pytest.raises(ValueError, match="belongs to an evaluation of another network"):
+            evaluate.correct(*changed[:3], attack=changed[3], checkpoint=path)
 
 
 def test_modes_and_weights_are_restored_when_the_attack_fails():

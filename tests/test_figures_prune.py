@@ -51,6 +51,9 @@ def test_other_seeds_are_those_of_the_same_settings(rows, monkeypatch):
     found = figures_prune.with_other_seeds(mine, "06_prune", ["epsilon_255"])
     assert len(found) == len(rows)
     assert set(found.epsilon_255) == {8.0}
+    part = mine[mine.method != "hydra"]
+    found = figures_prune.with_other_seeds(part, "06_prune", ["epsilon_255"])
+    assert len(found) == len(rows), "of the same seed the methods that this run lacks"
 
     def none(notebook):
         raise FileNotFoundError

@@ -78,12 +78,17 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         generator.fit(broken, generated.teacher(), checkpoint=path, after_epoch=stop, **settings)
-    resumed = fresh(seed=5)
+    resumed = fresh()
     history = generator.fit(resumed, generated.teacher(), checkpoint=path, **settings)
     assert same(state(whole), state(resumed))
     assert history.loss.tolist() == expected.loss.tolist()
     with pytest.raises(ValueError, match="belongs to another training"):
         generator.fit(fresh(), generated.teacher(), checkpoint=path, **settings | {"steps": 4})
+    other = copy.deepcopy(generated.teacher())
+    next(other.parameters()).data.mul_(1.01)
+    for built, teacher in ((fresh(), other), (fresh(seed=5), generated.teacher())):
+        with pytest.raises(ValueError, match="belongs to another training"):
+            generator.fit(built, teacher, checkpoint=path, **settings)
 
 
 def test_superposed_batches_are_less_sure():
@@ -104,7 +109,7 @@ def test_a_teacher_without_batchnorm_gets_smooth_images():
 
 def test_the_attacked_copy_adds_to_the_loss():
     built = fresh()
-    training = generator_training.Training(built, None, 1e-3, {})
+    training = generator_training.Training(built, generated.teacher(), None, 1e-3, {})
     mixture = generator.single(torch.arange(10), 10)
     seen = []
 

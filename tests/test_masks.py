@@ -19,6 +19,7 @@ def sparse(model, kept, **options):
         return masks.apply_masks(model, masks.magnitude_masks(model, kept, **options))
 
 
+@pytest.mark.filterwarnings("ignore:kept")
 @pytest.mark.parametrize("name", models.MODELS)
 def test_exactly_so_many_weights_stay_in_every_layer(name):
     model = narrow(name)
@@ -52,7 +53,7 @@ def test_over_all_layers_as_torch_does():
     assert all(
         torch.equal(mask, layer.weight_mask.bool()) for mask, (layer, _) in zip(found.values(), tensors, strict=True)
     )
-    shares = masks.check(masks.apply_masks(model, found), 0.1).fraction
+    shares = masks.check(masks.apply_masks(model, found), 0.1, scope="global").fraction
     assert shares.max() > 0.2
     assert shares.min() < 0.1
 
@@ -96,7 +97,19 @@ def test_what_cannot_be_is_said(options, message):
 
 def test_an_empty_layer_is_allowed_and_said():
     with pytest.warns(UserWarning, match=r"kept 0.001 leaves no weight in features.0.conv.weight"):
-        masks.magnitude_masks(narrow("SmallCNN"), 0.001)
+        found = masks.magnitude_masks(narrow("SmallCNN"), 0.001)
+    with pytest.warns(UserWarning, match=r"kept 0.001 leaves no weight in features.0.conv"):
+        masks.check(masks.apply_masks(narrow("SmallCNN"), found), 0.001)
+
+
+def test_check_wants_the_count_in_the_scope_that_was_asked_for():
+    model = narrow("SmallCNN")
+    overall = masks.apply_masks(model, masks.magnitude_masks(model, 0.1, scope="global"))
+    masks.check(overall, 0.1, scope="global")
+    with pytest.raises(AssertionError, match="in every layer"):
+        masks.check(overall, 0.1)
+    with pytest.raises(AssertionError, match="overall"):
+        masks.check(overall, 0.2, scope="global")
 
 
 def test_masks_of_another_network_are_refused():

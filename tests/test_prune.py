@@ -240,7 +240,8 @@ files.save_tensors(sys.argv[3], parametrizations.bake(model).state_dict())
 def test_kill_9_in_each_phase_then_again_gives_the_same_network(method, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.fspath(files.project_root())}
     command, result = [sys.executable, "-c", KILLED, method], tmp_path / "result.pt"
-    for killed_in in (method, "finetune"):
+    scope = "" if method == "hydra" else "-layer"
+    for killed_in in (f"{method}-0.2-weights{scope}", f"finetune-{method}-0.2-weights"):
         state = tmp_path / f"{method}/{killed_in}.pt"
         process = subprocess.Popen([*command, state.parent, result], env=environment)
         while not state.exists():
@@ -255,6 +256,13 @@ def test_kill_9_in_each_phase_then_again_gives_the_same_network(method, tmp_path
         undisturbed = parametrizations.bake(prune.run(method, network(), 0.2, phase(), phase(), **options)).state_dict()
     found = files.load_tensors(result)
     assert all(torch.equal(value, undisturbed[name]) for name, value in found.items())
+
+
+def test_states_of_other_methods_and_sizes_are_not_taken_up(tmp_path):
+    kept = phase(folder=tmp_path)
+    for method, share in (("lwm", 0.2), ("hydra", 0.2), ("hydra", 0.1)):
+        apart, together = (prune.run(method, network(), share, part, part).state_dict() for part in (phase(), kept))
+        assert all(torch.equal(value, apart[name]) for name, value in together.items())
 
 
 def test_compact_is_the_widest_with_no_more_weights():

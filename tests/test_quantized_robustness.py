@@ -74,6 +74,15 @@ def test_relative_accuracies_by_hand(capsys):
     assert ("adjusted", "pgd") not in {key[:2] for key in found.index}
 
 
+def test_formats_that_were_not_attacked_and_other_columns_are_left_out(capsys):
+    rows = wide().assign(test_images=500, test_clean_std=0.1)
+    rows.loc[rows.format == "INT_8", [name for name in rows if name.endswith("_pgd")]] = None
+    frame = quantized_robustness.relative(quantized_robustness.published(rows))
+    assert frame[frame.attack == "pgd"].format.tolist() == ["INT_4"]
+    assert set(frame.attack) == {"clean", "pgd"}
+    assert "1 of 6 rows left out" in capsys.readouterr().out
+
+
 def test_agreement_is_the_textbook():
     rng = numpy.random.default_rng(0)
     pseudo = rng.uniform(size=50)

@@ -125,7 +125,7 @@ def test_adversarial_training_resists_and_resumes_bit_for_bit(tmp_path):
     again = network()
     with pytest.raises(KeyboardInterrupt):
         fit(again, after_epoch=interrupt, checkpoint=tmp_path / "training.pt")
-    resumed = network(seed=1)
+    resumed = network()
     fit(resumed, checkpoint=tmp_path / "training.pt")
     assert_same_weights(whole, resumed)
 
@@ -142,7 +142,7 @@ def test_resume_is_bit_exact_with_dropout_and_average(tmp_path, name):
     fit = partial(train.fit, dataset=dataset, objective=objectives.natural, recipe=RECIPE, seed=3)
     with pytest.raises(KeyboardInterrupt):
         fit(interrupted, after_epoch=stop, checkpoint=tmp_path / "training.pt")
-    fresh = network(name, seed=99)
+    fresh = network(name)
     resumed = fit(fresh, checkpoint=tmp_path / "training.pt")
     assert_same_weights(undisturbed, fresh)
     columns = ["epoch", "loss", "validation_accuracy", "lr"]
@@ -183,6 +183,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     train.fit(network(), small_digits(), objectives.natural, short, checkpoint=path)
     with pytest.raises(ValueError, match="belongs to another training"):
         train.fit(network(), small_digits(), objectives.natural, short, checkpoint=path, seed=1)
+    with pytest.raises(ValueError, match="belongs to another training"):
+        train.fit(network(seed=1), small_digits(), objectives.natural, short, checkpoint=path)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(tmp_path):

@@ -4,6 +4,12 @@ from torch import nn
 from rqlib import masks, widgets_prune
 
 
+def test_without_pruned_networks_the_dense_one_is_shown_alone():
+    browser = widgets_prune.mask_browser(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), {})
+    (line,) = browser.static().data
+    assert sum(line.customdata) == 8
+
+
 def test_mask_browser_shows_what_each_method_keeps_of_the_chosen_layer():
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
