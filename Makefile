@@ -8,6 +8,7 @@ CORES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(wildcard $(VENV)/peers)
 export PYTHONUNBUFFERED := 1
 
 .PHONY: venv workbook test lab bench format clean
@@ -25,7 +26,7 @@ workbook: $(READY)
 	$(BIN)/python -m rqlib.summary
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
+	$(if $(PEERS),PYTHONPATH=$(PEERS) )$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks

@@ -44,11 +44,18 @@ def by_gfloat(format: Format, x: Tensor) -> Tensor:
 
 
 def agreement(format: Format, x: Tensor, peer) -> str:
-    """How many of the values are the same (ties may fall elsewhere in a search), before anything is timed."""
-    same = (format.round_compiled(x) == format.round(x)).all()
-    return (
-        f"compiled = eager: {bool(same)}; peer the same for {(peer(format, x) == format.round(x)).double().mean():.6%}"
-    )
+    """How many of the values are the same (ties may fall elsewhere in a search), before anything is timed.
+
+    Raises:
+        ValueError: compiled and eager differ, or less than 99.99% are the peer's.
+    """
+    rounded = format.round(x)
+    if not torch.equal(format.round_compiled(x), rounded):
+        raise ValueError(f"{format.name}: expected the compiled loop to give the values of Format.round, got others")
+    same = (peer(format, x) == rounded).double().mean()
+    if same < 0.9999:
+        raise ValueError(f"{format.name}: expected 99.99% of the peer's values to be the same, got {same:.4%}")
+    return f"compiled = eager; peer the same for {same:.6%}"
 
 
 def measure() -> list[dict]:

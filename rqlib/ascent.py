@@ -15,6 +15,11 @@ _FLAT = (
     "the gradient of the loss is exactly zero for every image: the model is not differentiable or its logits are "
     "saturated, and this attack is no more than noise; run diagnostics.run, attack through straight_through or a twin"
 )
+_NOT_FINITE = (
+    "the gradient of the loss is NaN or infinite for {} of {} images: they do not move as they should, and what looks "
+    "like robustness is a broken derivative (a root or a norm of 0, a division 0 / 0, an overflow); mend the model, or "
+    "attack a twin"
+)
 _PROBABILITIES = (
     "the model returns probabilities (rows >= 0 that sum to 1): a softmax before the loss hides gradients; "
     "return logits"
@@ -48,31 +53,71 @@ def _draw(generator: torch.Generator) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
+RANDOMIZED = 1e-3  # forwards that differ by more of the largest logit draw random numbers; less is rounding
+_PROBES = 8
+
+
+def spread(logits: Tensor) -> float:
+    """Largest difference between forwards (draws, ...) of the same images, relative to the largest logit."""
+    low, high = logits.aminmax(dim=0)
+    return ((high - low).max() / logits.abs().max().clamp(min=1e-12)).item()
+
+
+@torch.no_grad()
+def draws_once(model: nn.Module, image: Tensor) -> bool:
+    """Whether a network draws anew from forward to forward, yet the same for every image of a batch.
+
+    One random size for a whole batch, say: copies tiled into it would be one draw. A few forwards of one
+    image (1, C, H, W) tell; torch's random state is put back.
+    """
+    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+        if spread(model(image.repeat(_PROBES, 1, 1, 1))) > RANDOMIZED:
+            return False
+        first = model(image)
+        return any(spread(torch.stack([first, model(image)])) > RANDOMIZED for _ in range(_PROBES))
+
+
 class Score:
-    """Loss and success of each image under a model, averaged over ``draws`` forwards."""
+    """Loss and success of each image under a model, averaged over ``draws`` forwards.
+
+    The draws are tiled into one batch; one follows the other where the network draws once a forward (`draws_once`).
+    """
 
     def __init__(self, model: nn.Module, y: Tensor, loss, targeted: bool = False, draws: int = 1):
         self.model, self.loss, self.targeted, self.draws = model, loss, targeted, draws
         self.classes = int(hard(y).max()) + 1 if len(y) else 0
-        self.checked = self.climbs = False
+        self.checked = self.climbs = self.broken = False
+        self.one_by_one = None if draws > 1 else False  # None: not known yet
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(losses (B,), fooled (B,)) of x (B, C, H, W)."""
-        logits = self.model(torch.cat([x] * self.draws)).to(x.dtype)  # (draws B, K)
-        if not self.checked:
-            _check_logits(logits, self.draws * len(x), self.classes)
-            self.checked = True
+        logits = self.forwards(x)
         losses = self.loss(logits, torch.cat([y] * self.draws)).view(self.draws, -1).mean(0)
         hit = logits.detach().view(self.draws, len(x), -1).mean(0).argmax(1) == hard(y)
         return (-losses, hit) if self.targeted else (losses, ~hit)
 
+    def forwards(self, x: Tensor) -> Tensor:
+        """Logits of all draws, one after another: (draws B, K)."""
+        if self.one_by_one is None:
+            self.one_by_one = draws_once(self.model, x[:1].detach())
+        copies = [x] * self.draws
+        logits = torch.cat([self.model(x) for x in copies]) if self.one_by_one else self.model(torch.cat(copies))
+        if not self.checked:
+            _check_logits(logits, self.draws * len(x), self.classes)
+            self.checked = True
+        return logits.to(x.dtype)
+
     def gradient(self, losses: Tensor, x: Tensor) -> Tensor:
-        """Of the summed loss with respect to x, (B, C, H, W); says loudly when there is nothing to climb."""
+        """Of the summed loss with respect to x, (B, C, H, W); says loudly when there is nothing to climb, or NaN."""
         gradient = torch.autograd.grad(losses.sum(), x)[0] if losses.requires_grad else torch.zeros_like(x)
         if not self.climbs:
             self.climbs = True
             if not gradient.any():
                 warnings.warn(_FLAT, stacklevel=2)
+        if not self.broken and not gradient.isfinite().all():
+            self.broken = True
+            count = int((~gradient.flatten(1).isfinite().all(1)).sum())
+            warnings.warn(_NOT_FINITE.format(count, len(x)), stacklevel=2)
         return gradient
 
 

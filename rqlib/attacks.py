@@ -68,7 +68,8 @@ def pgd(
         step_size: length of a step in the ball's norm, in pixels.
         restarts: independent starts, of which each image keeps the strongest result.
         eot_samples: forwards that one gradient is averaged over, for randomized networks (Athalye et
-            al. 2018, arXiv 1802.00420); they are tiled into the batch.
+            al. 2018, arXiv 1802.00420); tiled into the batch, or one after another where the network
+            draws once for a whole batch (`ascent.draws_once`).
         loss: ``ce``, ``margin`` or ``dlr`` (`attack_losses`).
         best: return the strongest iterate of each image (misclassified before not, then the larger
             loss) instead of the last.

@@ -32,20 +32,26 @@ def calibrate(
 ) -> Calibrated:
     """Fold BatchNorm and observe the signals' ranges, in eval mode and float32 whatever the policy.
 
+    A warning names what stays in float: BatchNorms that could not be folded, layers that are neither
+    convolution nor linear yet have parameters.
+
     Args:
         images: plain training images, uint8 or floating point in [0, 1], (N, C, H, W).
         ranges: minmax | percentile | mse; all but minmax read the images twice.
         activations: False leaves signals alone, and needs neither images nor a graph.
 
     Raises:
-        ValueError: unknown ranges, images that are none or do not fit, a network that cannot be traced,
-            weights or signals that are not finite (named).
+        ValueError: unknown ranges, images that are none, do not fit or are not in [0, 1], a network that
+            cannot be traced, weights, BatchNorm statistics or signals that are not finite (named).
     """
     if ranges not in observers.METHODS:
         raise ValueError(f"expected ranges {' | '.join(observers.METHODS)}, got {ranges!r}")
     check_weights(model)
-    folded = runtime.active().place(_folded(parametrizations.bake(model), required=activations))
+    folded, reason = _folded(parametrizations.bake(model), required=activations)
+    folded = runtime.active().place(folded)
+    check_weights(folded)
     unfolded = tuple(name for name, _ in layers.batchnorms(folded))
+    _say_what_stays(folded, unfolded, reason)
     if not activations:
         return Calibrated(folded, {}, ranges, unfolded)
     network = quantization_points.insert(folded, _sample(folded, images))
@@ -53,9 +59,12 @@ def calibrate(
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise a ValueError that names the first layer with a NaN or infinite parameter."""
+    """Raise a ValueError that names the first layer with a NaN or infinite parameter or BatchNorm statistic."""
     for name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
+        tensors = dict(module.named_parameters(recurse=False))
+        if isinstance(module, layers.NORMALIZATIONS):
+            tensors |= module.named_buffers(recurse=False)
+        for parameter_name, parameter in tensors.items():
             if not parameter.isfinite().all():
                 count = int((~parameter.isfinite()).sum())
                 raise ValueError(
@@ -64,14 +73,28 @@ def check_weights(model: nn.Module) -> None:
                 )
 
 
-def _folded(model: nn.Module, *, required: bool) -> nn.Module:
+def _folded(model: nn.Module, *, required: bool) -> tuple[nn.Module, str]:
+    """A copy with BatchNorm folded, and why one that is left could not be."""
     try:
-        return layers.fold_batchnorm(model)
+        return layers.fold_batchnorm(model), "it has no convolution or linear layer of its own before it"
     except ValueError as error:
         if required:
             raise
-        warnings.warn(f"BatchNorm stays as it is: {error}", stacklevel=4)
-        return copy.deepcopy(model).eval()
+        return copy.deepcopy(model).eval(), str(error)
+
+
+def _say_what_stays(folded: nn.Module, unfolded: tuple[str, ...], reason: str) -> None:
+    """Warn of what is left in float."""
+    known = (*layers.WEIGHTED, *layers.NORMALIZATIONS)
+    others = [
+        f"{name} ({type(module).__name__})"
+        for name, module in folded.named_modules()
+        if not isinstance(module, known) and any(True for _ in module.parameters(recurse=False))
+    ]
+    if unfolded:
+        warnings.warn(f"BatchNorm stays as it is: {reason}: {', '.join(unfolded)}", stacklevel=4)
+    if others:
+        warnings.warn(f"neither convolution nor linear, stays in float: {', '.join(others)}", stacklevel=4)
 
 
 @torch.no_grad()
@@ -81,6 +104,7 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
         raise ValueError("expected calibration images, got none; 1,024 plain training images are plenty")
     if len(images.shape) != 4:
         raise ValueError(f"expected calibration images (N, C, H, W), got shape {tuple(images.shape)}")
+    _check_pixels(images)
     x, _ = next(data.batches(images, torch.zeros(len(images)), 2))
     try:
         model(x)
@@ -89,6 +113,14 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
         shape = tuple(images.shape)
         raise ValueError(f"calibration images of shape {shape} do not fit the network: {reason}") from error
     return x
+
+
+def _check_pixels(images: Tensor) -> None:
+    if images.dtype.is_floating_point:
+        low, high = (bound.item() for bound in images.aminmax())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):
+            remedy = "they hold NaN" if low != low else "normalization belongs inside the model (models.build)"
+            raise ValueError(f"expected calibration images in [0, 1], got [{low:.3g}, {high:.3g}]; {remedy}")
 
 
 def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: bool) -> dict[str, Range]:

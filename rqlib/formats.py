@@ -92,7 +92,7 @@ class Format:
 
     @functools.cached_property
     def levels(self) -> Tensor:
-        """All values, ascending; float32, or float64 where float32 cannot hold them."""
+        """All values, ascending; float32, which holds them exactly."""
         if self.bits > 20:
             raise ValueError(f"{self.name} has 2^{self.bits} values; they are listed up to 20 bits")
         fractions = torch.arange(2**self.mantissa_bits, dtype=torch.float64) / 2**self.mantissa_bits

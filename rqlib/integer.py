@@ -112,7 +112,7 @@ class _Lowering:
         if kind == points.WEIGHTED and scaled:
             return self._multiply(node, inputs[0])
         if kind == points.SUM and scaled and len(inputs) == 2:
-            return self._add(*inputs)
+            return self._add(*inputs, node.kwargs.get("alpha", 1))
         if kind == points.ACTIVATION and inputs[0].sum and points.bounds(self.network, node):
             low, high = points.bounds(self.network, node)
             return replace(inputs[0], low=low, high=high)
@@ -155,8 +155,8 @@ class _Lowering:
         scale = signal.scale * (scale if scale.numel() == 1 else scale.view(channels))
         return _Signal(self._call(node.target, part, signal.node), scale, offset, sum=True)
 
-    def _add(self, first: _Signal, second: _Signal) -> _Signal:
-        ratio = (second.scale / first.scale).item()
+    def _add(self, first: _Signal, second: _Signal, alpha: float) -> _Signal:
+        ratio = alpha * (second.scale / first.scale).item()
         total = self.graph.call_function(torch.add, (first.node, second.node), {"alpha": ratio})
         return _Signal(total, first.scale, sum=True)
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -28,16 +30,24 @@ def trace(model: nn.Module) -> fx.Graph:
 
     Raises:
         ValueError: the forward pass branches on values of tensors, or is not Python; the message
-            names the reason and what still works.
+            names the reason, the line of the network where it fails, and what still works.
     """
     try:
         return fx.Tracer().trace(model)
     except Exception as error:
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"torch.fx cannot trace {type(model).__name__}: {reason}. What needs the graph (BatchNorm folding, "
-            "quantized activations) is not possible; weights alone can still be changed (activations=False)"
+            f"torch.fx cannot trace {type(model).__name__}: {reason}{_where(error)}. What needs the graph "
+            "(BatchNorm folding, quantized activations) is not possible; weights alone can still be changed "
+            "(activations=False)"
         ) from error
+
+
+def _where(error: Exception) -> str:
+    """The last line outside of torch that an error passed through, as text; empty where there is none."""
+    ours = (__file__, os.path.dirname(torch.__file__) + os.sep)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:

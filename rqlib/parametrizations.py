@@ -54,7 +54,8 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
         x, scale, format, masked = inputs
-        context.save_for_backward(x.abs() <= format.max * scale if masked else torch.ones_like(x, dtype=torch.bool))
+        limit = format.max * (1 + 1e-6) * scale  # a margin: a rounded scale may leave the largest value just outside
+        context.save_for_backward(x.abs() <= limit if masked else torch.ones_like(x, dtype=torch.bool))
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:

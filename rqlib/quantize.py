@@ -144,14 +144,15 @@ def sweep(
         of equal values or None), accuracy, float_accuracy, accuracy_loss (``(float - quantized) / float``),
         agreement (fraction classified as the float network does), logit_error (``||z_q - z||^2 / ||z||^2``),
         the figures of each measure and the same divided by the network's own at INT_4 (not per layer),
-        coded_bits of the weights, arithmetic, seconds.
+        coded_bits of the weights (scales are not counted; `cost.storage` counts them), arithmetic, seconds.
 
     Raises:
-        ValueError: as `ptq`; images that are none; a checkpoint of another sweep.
+        ValueError: as `ptq`; an unknown format, before anything is computed; images that are none; a checkpoint
+            of another sweep.
     """
     if len(images) == 0:
         raise ValueError("expected images to score, got none")
-    measures = tuple(measures)
+    chosen, measures = [parse(format) for format in formats], tuple(measures)
     fingerprint = ledger.fingerprint(
         model.state_dict(), calibration_images, images, labels, granularity, ranges, bias, measures, per_layer
     )
@@ -160,7 +161,7 @@ def sweep(
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
         bench = _Bench(calibrated, images, labels, measures, granularity, batch_size)
     names = [name for name, _ in layers.weighted_layers(calibrated.network)] if per_layer else [""]
-    wanted = [(name, format) for format in map(parse, formats) for name in names]
+    wanted = [(name, format) for format in chosen for name in names]
     missing = [(name, format) for name, format in wanted if (name, format.name) not in rows]
     for name, format in runtime.freeing(runtime.progress(missing, "formats")):
         if bias == "float" and (name, format.duplicate_of) in rows:

@@ -13,8 +13,12 @@ from torch.overrides import TorchFunctionMode
 from rqlib.vocabulary import Attack
 
 _NAMES = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "clamp", "clip", "clamp_min", "clamp_max")
-CUTTING = frozenset(getattr(owner, name) for owner in (torch, Tensor) for name in _NAMES) | {F.hardtanh, F.relu6}
-"""Functions of torch whose derivative is zero where their value still matters."""
+_OWNERS = (torch, Tensor)
+IN_PLACE = frozenset(
+    getattr(owner, f"{name}_") for owner in _OWNERS for name in _NAMES if hasattr(owner, f"{name}_")
+) | {F.hardtanh_}
+CUTTING = IN_PLACE | {getattr(owner, name) for owner in _OWNERS for name in _NAMES} | {F.hardtanh, F.relu6}
+"""Functions of torch whose derivative is zero where their value still matters; ``IN_PLACE`` those that change x."""
 
 
 class StraightThrough(nn.Module):
@@ -56,8 +60,11 @@ class _Bridge(TorchFunctionMode):
         if function not in CUTTING or not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
             return function(*args, **kwargs)
         self.calls += 1
+        if function in IN_PLACE:  # without a graph of its own it changes the value and leaves the gradient as it was
+            with torch.set_grad_enabled(args[0].is_leaf and torch.is_grad_enabled()):  # torch refuses a leaf's change
+                return function(*args, **kwargs)
         with torch.no_grad():
-            value = function(args[0].clone(), *args[1:], **kwargs)  # a clone: it may work in place
+            value = function(args[0].clone(), *args[1:], **kwargs)  # a clone: it may have inplace=True
         return _PassedOn.apply(args[0], value)
 
 

@@ -54,3 +54,18 @@ def trained(*, adversarial: bool) -> nn.Module:
             loss.backward()
             optimizer.step()
     return model.eval()
+
+
+class RandomResize(nn.Module):
+    """The naturally trained network; a whole batch is moved about in a frame, as random resizing and padding does."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = trained(adversarial=False)
+
+    def forward(self, x):
+        """(B, 1, 8, 8) -> logits (B, 10), of one size and place for the whole batch."""
+        side = int(torch.randint(6, 9, ()))
+        small = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+        left, top = (int(torch.randint(0, 9 - side, ())) for _ in range(2))
+        return self.network(F.pad(small, (left, 8 - side - left, top, 8 - side - top)))

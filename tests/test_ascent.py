@@ -1,10 +1,12 @@
 """The machinery below the attacks: what is kept, who leaves the batch, where randomness comes from."""
 
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from rqlib import ascent, attack_losses, runtime
+from tests import robust_networks
 
 
 def offer(strongest, values, losses, fooled):
@@ -51,6 +53,78 @@ def test_score_averages_over_draws():
         losses, fooled = mean_is_positive(draws)(x, y)
         assert_close(losses, torch.tensor([1.0, -0.5]))
         assert fooled.tolist() == [True, False]
+
+
+def seen(model, x, y, *, draws, seed=0):
+    """(logits (draws, B, K), losses (B,), gradient): two scores that draw the same random numbers."""
+    image = x.clone().requires_grad_()
+    with ascent.traceless(model, x, runtime.generator(seed)):
+        logits = ascent.Score(model, y, attack_losses.ce, draws=draws).forwards(x).view(draws, len(x), -1)
+    with ascent.traceless(model, x, runtime.generator(seed)):
+        score = ascent.Score(model, y, attack_losses.ce, draws=draws)
+        losses, _ = score(image, y)
+    return logits, losses, score.gradient(losses, image)
+
+
+def test_a_network_that_draws_once_a_forward_is_run_one_draw_after_another():
+    (x, y), model, sizes = robust_networks.images(6), robust_networks.RandomResize(), []
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    logits, losses, _ = seen(model, x, y, draws=20)
+    assert sizes[-20:] == [6] * 20
+    assert len(logits.unique(dim=0)) > 5, "of 14 sizes and places"
+    assert_close(losses, torch.stack([attack_losses.ce(draw, y) for draw in logits]).mean(0))
+
+
+def test_gradients_of_many_draws_agree_also_where_a_forward_draws_once():
+    (x, y), model, agreement = robust_networks.images(20), robust_networks.RandomResize(), []
+    for draws in (1, 100):
+        first, *others = (seen(model, x, y, draws=draws, seed=seed)[2].flatten(1) for seed in range(4))
+        agreement.append(min(torch.cosine_similarity(first, other).median().item() for other in others))
+    assert agreement[0] < 0.7 < 0.9 < agreement[1]
+
+
+class Noisy(nn.Module):
+    """Logits with a draw of its own for every image, or none."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma, self.sizes = sigma, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        logits = x.flatten(1)[:, :3]
+        return logits + self.sigma * torch.randn_like(logits)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+def test_other_draws_are_tiled(sigma):
+    x, y, model = torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.int64), Noisy(sigma)
+    ascent.Score(model, y, attack_losses.ce, draws=7)(x, y)
+    assert model.sizes[-1] == 35
+    assert set(model.sizes[:-1]) <= {8, 1}, "the probe: copies of one image"
+
+
+def test_the_probe_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    assert ascent.draws_once(robust_networks.RandomResize(), robust_networks.images(1)[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradients_that_are_not_finite_are_said_once():
+    x, y = torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    x[0] = 1.0
+    score, image = ascent.Score(nn.Sequential(nn.Flatten(), Root()), y, attack_losses.ce), x.requires_grad_()
+    with pytest.warns(UserWarning, match=r"NaN or infinite for 3 of 4 images: .* a broken derivative"):
+        score.gradient(score(image, y)[0], image)
+    score.gradient(score(image, y)[0], image)
+
+
+class Root(nn.Module):
+    """The root of what may be 0."""
+
+    def forward(self, x):
+        return x.sqrt()
 
 
 def test_targeted_score_turns_both_round():

@@ -272,7 +272,7 @@ def test_eot_gradient_is_the_mean_over_draws():
         delta = attacks.fgsm(noisy, x, y, ball=Linf(0.1), eot_samples=draws) - x
         agreement.append((delta.sign() == clean.sign()).float().mean().item())
     assert agreement[1] > agreement[0]
-    assert noisy.forwards == [8, 2400], "the draws are tiled into one batch"
+    assert noisy.forwards == [8, 8, 2400], "one batch of eight copies tells that the draws can be tiled into one"
 
 
 def test_randomized_model_gets_fresh_noise_in_every_attack_and_outside():

@@ -34,7 +34,10 @@ def test_the_network_computes_the_same_and_is_a_copy():
 
 
 def test_batchnorm_that_cannot_be_folded_is_named():
-    calibrated = calibration.calibrate(quantized_networks.network("WRN_16_8", 0.1), quantized_networks.images(2))
+    with pytest.warns(
+        UserWarning, match=r"BatchNorm stays as it is: it has no convolution .*: .*group1\.1\.activate\.norm"
+    ):
+        calibrated = calibration.calibrate(quantized_networks.network("WRN_16_8", 0.1), quantized_networks.images(2))
     assert "group1.1.activate.norm" in calibrated.unfolded
     assert "group1.1.body.activate.norm" not in calibrated.unfolded
 
@@ -94,6 +97,15 @@ def test_a_network_that_cannot_be_traced_is_refused():
             quantized_networks.images(2, channels=4),
             r"calibration images of shape \(2, 4, 32, 32\) do not fit the network",
         ),
+        (
+            quantized_networks.images(2).float(),
+            r"expected calibration images in \[0, 1\], got \[.*, 2\d\d\]; normalization belongs inside the model",
+        ),
+        (quantized_networks.images(2) / 255 - 0.5, r"expected calibration images in \[0, 1\], got \[-0\..*, 0\..*\]"),
+        (
+            torch.full((2, 3, 32, 32), torch.nan),
+            r"expected calibration images in \[0, 1\], got \[nan, nan\]; they hold NaN",
+        ),
         (quantized_networks.images(2, size=16), r"calibration images of shape \(2, 3, 16, 16\) do not fit"),
     ],
 )
@@ -113,9 +125,33 @@ def test_weights_that_are_not_finite_are_named(value, activations):
         calibration.calibrate(model, quantized_networks.images(2), activations=activations)
 
 
+@pytest.mark.parametrize("activations", [True, False])
+@pytest.mark.parametrize("value", [torch.nan, -1.0])
+def test_statistics_that_are_not_finite_are_named(value, activations):
+    model = quantized_networks.network()
+    model.stem.norm.running_var[3] = value
+    with pytest.raises(
+        ValueError, match=r"layer stem\.(norm|conv): (1|27) of \d+ values of (running_var|weight) are NaN"
+    ):
+        calibration.calibrate(model, quantized_networks.images(2), activations=activations)
+
+
+def test_statistics_of_a_network_that_cannot_be_traced_are_checked_too():
+    model = Branching().eval()
+    model.norm.running_mean[0] = torch.nan
+    with pytest.raises(ValueError, match=r"layer norm: 1 of 2 values of running_mean are NaN or infinite"):
+        calibration.calibrate(model, None, activations=False)
+
+
+def test_layers_that_stay_in_float_are_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 3, 3), nn.PReLU()).eval()
+    with pytest.warns(UserWarning, match=r"stays in float: 1 \(ConvTranspose2d\), 2 \(PReLU\)"):
+        calibration.calibrate(model, quantized_networks.images(2))
+
+
 def test_signals_that_are_not_finite_are_named():
     model = quantized_networks.network()
-    model.stem.norm.running_var.fill_(torch.nan)
+    model.stem.conv.weight.data.mul_(1e38)
     with pytest.raises(ValueError, match="signal stem_activation is not finite on the calibration images"):
         calibration.calibrate(model, quantized_networks.images(2))
 

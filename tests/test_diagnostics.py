@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rqlib import attacks, autoattack, diagnostics
+from rqlib import ascent, attacks, autoattack, diagnostics, quantize
 from rqlib.diagnostics import case
 from rqlib.projections import L2
 from tests import robust_networks
@@ -72,14 +72,18 @@ class Clamped(Defended):
         return self.network((12 * (x - 0.5) + 0.5).clamp(0, 1))
 
 
-class RandomResize(Defended):
-    """The image moved about in a frame, as random resizing and padding does."""
+class Detached(Defended):
+    """Logits without a gradient."""
 
     def forward(self, x):
-        side = int(torch.randint(6, 9, ()))
-        small = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
-        left, top = (int(torch.randint(0, 9 - side, ())) for _ in range(2))
-        return self.network(F.pad(small, (left, 8 - side - left, top, 8 - side - top)))
+        return self.network(x).detach()
+
+
+class BrokenRoot(Defended):
+    """The same logits, but the derivative of a root at 0 makes their gradient NaN."""
+
+    def forward(self, x):
+        return self.network(x) + (x - x.detach()).square().sqrt().sum((1, 2, 3))[:, None]
 
 
 flat = pytest.mark.filterwarnings("ignore:the gradient of the loss is exactly zero")
@@ -148,12 +152,59 @@ def test_clamp_that_cuts_gradients():
 
 
 def test_random_resize():
-    table = check(RandomResize(), **FEW)
+    torch.manual_seed(0)
+    table = check(robust_networks.RandomResize(), **FEW)
     assert table.status[12] == "FAIL"
     assert "randomized" in table.value[12]
 
 
+def test_random_resize_with_eot_draws_one_after_another(monkeypatch):
+    torch.manual_seed(0)
+    options = {"count": 20, "steps": 2, "eot_samples": 20}
+    assert check(robust_networks.RandomResize(), **options).status[12] == "PASS"
+    monkeypatch.setattr(ascent, "draws_once", lambda model, image: False)
+    table = check(robust_networks.RandomResize(), **options)
+    assert table.status[12] == "FAIL"
+    assert "its 20 EOT samples are all the same draw" in table.value[12]
+
+
+@flat
+def test_detached_output():
+    with pytest.warns(UserWarning, match="the gradient of the loss is exactly zero for every image"):
+        table = check(Detached(), count=60)
+    assert {7, 8, 20} <= numbers(table, "FAIL"), table.to_string()
+    assert "zero for 100.0%" in table.value[8]
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of the loss is NaN")
+def test_gradients_that_are_nan_are_no_robustness():
+    with pytest.warns(UserWarning, match="the gradient of the loss is NaN or infinite for 60 of 60 images"):
+        table = check(BrokenRoot(), count=60)
+    assert {7, 8} <= numbers(table, "FAIL"), table.to_string()
+    assert "NaN or infinite for 100.0%; zero for 100.0%" in table.value[8]
+
+
+def test_quantized_networks_are_climbed_past_the_clipping_and_need_a_float_twin():
+    model, (x, _) = robust_networks.trained(adversarial=True), robust_networks.images(60)
+    network = quantize.ptq(model, "INT_4", x)
+    table = check(network, count=60)
+    assert table.status[15] == "WARN", table.to_string()
+    assert "past the clipping" in table.value[15]
+    assert "no float twin was given" in table.value[15]
+    assert check(network, count=60, twins={"float": model}).status[15] in ("PASS", "FAIL")
+
+
+def test_clipping_that_hides_gradients_is_found():
+    model, (x, _) = robust_networks.trained(adversarial=False), robust_networks.images(60)
+    network = quantize.ptq(model, "INT_8", x)
+    for point in network.quantizers.children():
+        point.scale.mul_(0.05)  # nearly everything is clipped, and its gradient is zero
+    table = check(network, count=150)
+    assert table.status[15] == "FAIL", table.to_string()
+
+
 def test_eot_samples_level_off():
+    torch.manual_seed(1)
     table = check(NoisyOutput(), count=30, steps=4, eot_samples=20, full=True)
     assert table.status[13] in ("PASS", "WARN")
     assert "cosine" in table.value[13]

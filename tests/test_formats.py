@@ -69,6 +69,7 @@ def test_levels_are_what_the_definition_says(format):
     assert format.levels.tolist() == sorted({0.0} | positive | {-level for level in positive})
     assert len(format.levels) == 2**format.bits - 1
     assert format.levels[-1] == format.max
+    assert format.levels.dtype == torch.float32
     assert format.levels[format.levels > 0][0] == format.unit
     assert (format.levels / format.unit % 1 == 0).all()
 

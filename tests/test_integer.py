@@ -61,6 +61,7 @@ def apart(network, ours, theirs):
     return steps
 
 
+@pytest.mark.filterwarnings("ignore:BatchNorm stays as it is. it has no convolution")  # WRN norms before it convolves
 @pytest.mark.parametrize("format", [INT(8), FLOAT(8, 4)], ids=lambda format: format.name)
 @pytest.mark.parametrize("name", SEED_NETWORKS | OTHERS)
 def test_agrees_with_fake_quantization_at_every_point(name, format):
@@ -104,6 +105,37 @@ class Residual(nn.Module):
 
 def residual():
     return Residual().eval()
+
+
+class Weighted(nn.Module):
+    """Sums of two branches in which the second counts more, less or against."""
+
+    def __init__(self, add):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.add = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), add
+
+    def forward(self, x):
+        return self.add(self.one(x), self.other(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, y: torch.add(x, y, alpha=3),
+        lambda x, y: x.add(y, alpha=-0.5),
+        lambda x, y: torch.add(x, alpha=2.0, other=y),
+        lambda x, y: x.add_(y),
+    ],
+    ids=["function", "method", "by name", "in place"],
+)
+def test_sums_keep_the_weight_of_their_second_term(add):
+    pictures = quantized_networks.images(8, size=8)
+    network = quantize.ptq(Weighted(add), INT(8), pictures)
+    ours, logits = signals(integer.lower(network), pictures.double() / 255)
+    theirs, expected = signals(in_float64(network), pictures.double() / 255)
+    assert max(apart(network, ours, theirs).values()) <= 1
+    assert_close(logits, expected, rtol=1e-5, atol=0.02)
 
 
 def test_weights_are_whole_numbers_and_worth_the_weights():

@@ -69,6 +69,34 @@ def test_untraceable_networks_are_said():
         layers.fold_batchnorm(Branching())
 
 
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.choose = nn.Conv2d(1, 1, 1), Choose()
+
+    def forward(self, x):
+        return self.choose(self.stem(x))
+
+
+class Choose(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+@pytest.mark.parametrize("model", [Choose(), Deep()], ids=["itself", "a part of it"])
+def test_the_line_that_cannot_be_traced_is_said(model):
+    with pytest.raises(ValueError, match=r"control flow \(\S*test_layers\.py, line \d+: if x\.sum\(\) > 0:\)\. What"):
+        layers.trace(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+def test_what_has_no_line_of_its_own_is_said_without():
+    with pytest.raises(ValueError, match=r"cannot trace TopLevelTracedModule: [^()]*\. What needs the graph"):
+        layers.trace(torch.jit.trace(nn.ReLU(), torch.ones(1)))
+
+
 class Halve(nn.Module):
     def forward(self, x):
         return x / 2

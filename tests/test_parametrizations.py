@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
-from rqlib import parametrizations, projections
+from rqlib import observers, parametrizations, projections
 from rqlib.formats import FLOAT, INT
 from rqlib.parametrizations import Anchored, Masked, Quantized, Scored
 
@@ -41,6 +41,15 @@ def test_gradient_passes_inside_the_range_and_is_zero_outside():
     x = torch.tensor([0.0, 0.03, -limit, limit * 1.001, -5.0], requires_grad=True)
     (Quantized(INT(4), torch.tensor(0.1))(x) * torch.arange(1.0, 6.0)).sum().backward()
     assert x.grad.tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("format", [INT(3), INT(8), FLOAT(8, 4)], ids=lambda format: format.name)
+def test_the_largest_value_is_inside_its_own_range(format):
+    for seed in range(100):
+        x = torch.randn(50, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        scale = observers.scale(observers.observe(x[None], histogram=False), format)
+        Quantized(format, scale)(x).sum().backward()
+        assert x.grad.all()
 
 
 def test_agrees_with_torch_fake_quantization_forward_and_backward():

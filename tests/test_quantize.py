@@ -16,7 +16,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from rqlib import data, evaluate, formats, integer, layers, mixed_precision, models, parametrizations, quantize, runtime
+from rqlib import (
+    data,
+    evaluate,
+    formats,
+    integer,
+    layers,
+    mixed_precision,
+    models,
+    objectives,
+    parametrizations,
+    quantize,
+    recipes,
+    runtime,
+    train,
+)
 from rqlib.formats import FLOAT, INT, POT
 from rqlib.parametrizations import Quantized
 from tests import quantized_networks
@@ -125,7 +139,8 @@ def test_options_keep_the_accuracy_at_eight_bits(trained, digits, ranges, granul
 def test_training_on_the_grid_wins_accuracy_back(trained, digits, scored):
     network = quantize.ptq(trained, INT(4), digits.train.images[:256])
     before = scored.accuracy["INT_4"]
-    descend(network, digits.train, epochs=1, lr=0.003)
+    recipe = recipes.Recipe(1, batch_size=50, lr=0.001, nesterov=True, schedule="triangle", augment=False)
+    train.fit(network, digits, objectives.natural, recipe)
     after = evaluate.accuracy(network, digits.test.images, digits.test.labels)
     assert after > before + 0.05
     layer = network.stem.conv
@@ -326,6 +341,15 @@ def test_sensitivity_of_layers_and_a_budget(trained, digits):
         wanted = trained(x)
         errors = [(network(x) - wanted).square().mean().item() for network in (mixed, plain)]
     assert errors[0] < errors[1] / 2
+
+
+def test_a_misspelt_format_is_refused_before_anything_is_computed(monkeypatch):
+    model, pictures, labels = small()
+    monkeypatch.setattr(quantize.calibration, "calibrate", lambda *arguments, **options: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="FLOAT_8_E44: exponent bits must be"):
+        quantize.sweep(model, (name for name in ["INT_8", "FLOAT_8_E44"]), pictures, pictures, labels)
+    with pytest.raises(ValueError, match="'INT8'"):
+        quantize.sweep(model, ["INT8"], pictures, pictures, labels)
 
 
 def test_a_sweep_without_images_is_refused():

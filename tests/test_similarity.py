@@ -38,6 +38,15 @@ def test_legacy_is_a_mean_square_error_in_disguise(noise):
     assert value("js_legacy", (before, after)) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize(("format", "tolerance"), [("INT_8", 1e-2), ("INT_10", 1e-3), ("INT_12", 1e-3)])
+def test_legacy_is_the_mean_square_error_of_rounding(format, tolerance):
+    before, _ = pair()
+    after = quantize.ptq(before, format, None, activations=False)
+    difference = (after[1].weight - before[1].weight).detach().double()
+    expected = difference.shape[0] * 9 / 8 * difference.var(1, correction=0).mean().item()
+    assert value("js_legacy", (before, after)) == pytest.approx(expected, rel=tolerance)
+
+
 def test_legacy_is_zero_for_depthwise_layers_however_far_they_move():
     networks = pair(32, 32, groups=32, noise=1.0)
     assert value("js_legacy", networks) == 0

@@ -73,13 +73,20 @@ class Case:
     @cached_property
     def spread(self) -> float:
         """Largest difference between the five forwards, relative to the largest logit."""
-        low, high = self.forwards.aminmax(dim=0)
-        return ((high - low).max() / self.forwards.abs().max().clamp(min=1e-12)).item()
+        return ascent.spread(self.forwards)
 
     @property
     def randomized(self) -> bool:
         """Whether logits differ beyond rounding from forward to forward or with the position in the batch."""
-        return self.spread > 1e-3
+        return self.spread > ascent.RANDOMIZED
+
+    @cached_property
+    def drawn(self) -> float:
+        """`ascent.spread` of the draws that an attack averages a gradient over, of the first image."""
+        draws = self.eot_samples
+        with ascent.traceless(self.model, self.x, runtime.generator(0)), torch.no_grad():
+            logits = ascent.Score(self.model, self.y, attack_losses.ce, draws=draws).forwards(self.x[:1])
+        return ascent.spread(logits.view(draws, -1))
 
     @property
     def eot_samples(self) -> int:

@@ -5,19 +5,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib import attack_losses, runtime, straight_through
+from rqlib import ascent, attack_losses, parametrizations, runtime, straight_through
 from rqlib.diagnostics.case import FAIL, PASS, SKIP, WARN, Case, Finding, gain, percent, share
+from rqlib.parametrizations import Quantized
 from rqlib.projections import Ball
 
 
 def zero_gradients(case: Case) -> Finding:
     """8. Hardly an image has a zero gradient, and the margin loss fools no more images than cross-entropy."""
     norms = case.gradients().flatten(1).norm(dim=1)
-    zero = share(norms == 0)
+    zero, finite = share(~(norms > 0)), norms.isfinite()
     margin = case.broken_by("PGD, margin", case.pgd(loss="margin"))
     more, beyond = gain(margin, case.white_box)
     saturated = beyond and more > 0.02
-    value = f"zero for {percent(zero)}, median norm {norms.median():.2g}; margin loss fools {percent(more)} more"
+    value = f"zero for {percent(zero)}, median norm {norms.nanmedian():.2g}; margin loss fools {percent(more)} more"
+    if not finite.all():
+        value = f"NaN or infinite for {percent(share(~finite))}; {value}"
     return Finding(FAIL if zero > 0.05 or saturated else WARN if zero > 0 or beyond else PASS, value)
 
 
@@ -26,12 +29,14 @@ def same_forward(case: Case) -> Finding:
     value = f"logits differ by {case.spread:.1e} of the largest"
     if not case.randomized:
         return Finding(PASS, value)
-    if len(case.forwards) > 1 and torch.equal(case.forwards[0], case.forwards[1]):
+    if (case.forwards[:-1] == case.forwards[0]).all():
         return Finding(FAIL, f"frozen noise: {value} with the position in the batch, yet not from call to call")
     if case.given_eot_samples == 1:
         return Finding(
             FAIL, f"randomized, {value}, and attacked without EOT; forced to {case.eot_samples} samples here"
         )
+    if case.drawn <= ascent.RANDOMIZED:
+        return Finding(FAIL, f"randomized, {value}, but its {case.given_eot_samples} EOT samples are all the same draw")
     return Finding(PASS, f"randomized, {value}; attacked with {case.given_eot_samples} EOT samples")
 
 
@@ -65,13 +70,19 @@ def fresh_noise(case: Case) -> Finding:
 
 
 def cut_gradients(case: Case) -> Finding:
-    """15. Straight-through gradients and differentiable twins fool no more images; the minimum is reported."""
+    """15. Straight-through gradients and differentiable twins fool no more images; the minimum is reported.
+
+    A network of `quantize.ptq` needs its float twin too: without one the best is a WARN.
+    """
+    quantized = any(isinstance(module, Quantized) for module in case.model.modules())
     through = straight_through.StraightThrough(case.model)
     with runtime.evaluating(through):
         through(case.x[:1].detach().requires_grad_())
     views: dict[str, nn.Module] = dict(case.twins)
     if through.cuts:
         views["straight-through"] = through
+    if quantized:
+        views["past the clipping"] = parametrizations.unmasked(case.model)
     if not views:
         return Finding(PASS, "nothing is rounded or clamped on the way, and no twin was given")
     runs = {name: case.broken_by(f"PGD, {name}", case.pgd(), model) for name, model in views.items()}
@@ -79,7 +90,10 @@ def cut_gradients(case: Case) -> Finding:
     beyond = any(gain(mask, case.white_box)[1] for mask in runs.values())
     lowest = 1 - share(torch.stack([case.white_box, *runs.values()]).any(0))
     value = f"white-box {percent(share(case.white_box))}, {strongest} {percent(share(runs[strongest]))}"
-    return Finding(FAIL if beyond else PASS, f"{value}; minimum robust accuracy {percent(lowest)}")
+    value += f"; minimum robust accuracy {percent(lowest)}"
+    if beyond or case.twins or not quantized:
+        return Finding(FAIL if beyond else PASS, value)
+    return Finding(WARN, f"{value}; no float twin was given (twins={{'float': network}})")
 
 
 def uphill(case: Case) -> Finding:
