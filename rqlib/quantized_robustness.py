@@ -101,8 +101,8 @@ def relative(rows: DataFrame) -> DataFrame:
     """Relative accuracies, a row a network, generator, attack and format: columns test, pseudo.
 
     Args:
-        rows: in the published form: format, generator, test_clean, pseudo_clean, test_fgsm, ...; among the columns
-            of `predictors.NETWORK` those that tell networks apart; every network has a row FP32.
+        rows: in the published form: format, generator, test_clean, pseudo_clean, test_fgsm, ...; ``run``, or among
+            the columns of `predictors.NETWORK` those that tell networks apart; every network has a row FP32.
 
     Formats that were not attacked are left out. Networks whose float accuracy under an attack is 0 have no relative
     accuracy there: left out, and said.
@@ -112,7 +112,7 @@ def relative(rows: DataFrame) -> DataFrame:
     """
     if missing := {"format", "generator", "test_clean", "pseudo_clean"} - set(rows):
         raise ValueError(f"expected rows with columns {', '.join(sorted(missing))} (quantized_robustness.published)")
-    keys = [name for name in (*predictors.NETWORK, "generator") if name in rows]
+    keys = [name for name in ("run", *predictors.NETWORK, "generator") if name in rows]
     under = [name.removeprefix("pseudo_") for name in rows if name.startswith("pseudo_") and f"test{name[6:]}" in rows]
     columns = [f"{side}_{attack}" for attack in under for side in ("test", "pseudo")]
     whole = rows[rows.format == FLOAT].set_index(keys)[columns]

@@ -83,6 +83,13 @@ def test_formats_that_were_not_attacked_and_other_columns_are_left_out(capsys):
     assert "1 of 6 rows left out" in capsys.readouterr().out
 
 
+def test_networks_of_one_name_are_told_apart_by_their_runs():
+    rows = pandas.concat([wide().assign(run="natural"), wide().assign(run="adversarial", test_clean=0.5)])
+    frame = quantized_robustness.relative(quantized_robustness.published(rows))
+    found = frame[(frame.attack == "clean") & (frame.generator == "trained") & (frame.format == "INT_4")]
+    assert found.set_index("run").test.to_dict() == {"natural": 0.5, "adversarial": 1.0}
+
+
 def test_agreement_is_the_textbook():
     rng = numpy.random.default_rng(0)
     pseudo = rng.uniform(size=50)
