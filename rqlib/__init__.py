@@ -4,7 +4,7 @@ Who may import whom: strictly downward.
 
 | level | file | one idea |
 |---|---|---|
-| 0 | `vocabulary` | shape letters, `ImageSpec`, the aliases `Attack`, `Objective`, `Projection` |
+| 0 | `vocabulary` | shape letters, what pixels are, `ImageSpec`, the aliases `Attack`, `Objective`, `Projection` |
 | 0 | `files` | files that are whole or absent: atomic writes, checked tensors, locks |
 | 0 | `runtime` | device, seeds, precision policy, `evaluating(model)`, progress bars |
 | 0 | `layers` | walk weighted layers, fold BatchNorm, attach input transforms |

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rqlib import runtime
+from rqlib.vocabulary import check_pixels
 
 _FLAT = (
     "the gradient of the loss is exactly zero for every image: the model is not differentiable or its logits are "
@@ -200,10 +201,7 @@ def check_images(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"expected y ({len(x)},) int64, one label an image, got {tuple(y.shape)} {y.dtype}")
     if not x.numel():
         return
-    low, high = (bound.item() for bound in x.detach().aminmax())
-    if not (low >= -1e-6 and high <= 1 + 1e-6):
-        remedy = "x holds NaN" if low != low else "normalization belongs inside the model (models.build)"
-        raise ValueError(f"expected x in [0, 1], got [{low:.3g}, {high:.3g}]; {remedy}")
+    check_pixels(x, "x", nan="x holds NaN")
     if y.min() < 0:
         raise ValueError(f"expected labels y >= 0, got {int(y.min())}")
 

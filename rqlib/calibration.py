@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rqlib import data, layers, observers, parametrizations, quantization_points, runtime
 from rqlib.observers import Range
+from rqlib.vocabulary import check_pixels
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
         raise ValueError("expected calibration images, got none; 1,024 plain training images are plenty")
     if len(images.shape) != 4:
         raise ValueError(f"expected calibration images (N, C, H, W), got shape {tuple(images.shape)}")
-    _check_pixels(images)
+    if images.dtype.is_floating_point:
+        check_pixels(images, "calibration images", nan="they hold NaN")
     x, _ = next(data.batches(images, torch.zeros(len(images)), 2))
     try:
         model(x)
@@ -113,14 +115,6 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
         shape = tuple(images.shape)
         raise ValueError(f"calibration images of shape {shape} do not fit the network: {reason}") from error
     return x
-
-
-def _check_pixels(images: Tensor) -> None:
-    if images.dtype.is_floating_point:
-        low, high = (bound.item() for bound in images.aminmax())
-        if not (low >= -1e-6 and high <= 1 + 1e-6):
-            remedy = "they hold NaN" if low != low else "normalization belongs inside the model (models.build)"
-            raise ValueError(f"expected calibration images in [0, 1], got [{low:.3g}, {high:.3g}]; {remedy}")
 
 
 def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: bool) -> dict[str, Range]:

@@ -93,8 +93,7 @@ def magnitude_masks(
             a warning says which.
     """
     masks = rule(model, structure, scope=scope, image=image)(dense_weights(model, kept), kept)
-    if empty := [name for name, mask in masks.items() if not mask.any()]:
-        warnings.warn(f"kept {kept} leaves no weight in {', '.join(empty)}", stacklevel=2)
+    _say_empty(kept, [name for name, mask in masks.items() if not mask.any()])
     return masks
 
 
@@ -159,15 +158,20 @@ def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: s
     """
     found = achieved(model)
     assert (found.nonzero <= found.kept).all(), f"weights outside the masks are not 0:\n{found}"
-    wanted = found.weights.map(partial(projections.kept_count, kept))
     if scope == "global":
         total = projections.kept_count(kept, int(found.weights.sum()))
         assert found.kept.sum() == total, f"expected {total:,} weights overall, got\n{found}"
     elif structure == "weights":
+        wanted = found.weights.map(partial(projections.kept_count, kept))
         assert (found.kept == wanted).all(), f"expected round({kept} N) weights in every layer, got\n{found}"
-    if len(empty := found[found.kept == 0].layer):
-        warnings.warn(f"kept {kept} leaves no weight in {', '.join(empty)}", stacklevel=2)
+    _say_empty(kept, found[found.kept == 0].layer.tolist())
     return found
+
+
+def _say_empty(kept: float, empty: list[str]) -> None:
+    """Warn of what is left without a weight."""
+    if empty:
+        warnings.warn(f"kept {kept} leaves no weight in {', '.join(empty)}", stacklevel=3)
 
 
 def channel_norms(weights: Weights, found: Channels) -> Tensor:

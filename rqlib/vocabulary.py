@@ -51,6 +51,19 @@ class ImageSpec:
         return self.channels, self.height, self.width
 
 
+def check_pixels(pixels: Tensor, name: str, *, nan: str) -> None:
+    """Raise a ValueError unless floating point pixels lie in [0, 1], up to rounding.
+
+    Args:
+        name: what the message calls them.
+        nan: what it says where they hold NaN.
+    """
+    low, high = (bound.item() for bound in pixels.detach().aminmax())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):
+        remedy = nan if low != low else "normalization belongs inside the model (models.build)"
+        raise ValueError(f"expected {name} in [0, 1], got [{low:.3g}, {high:.3g}]; {remedy}")
+
+
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
     """One line for an unknown name: what it is, the nearest known name, and all of them."""
     known = list(known)
