@@ -75,7 +75,7 @@ def transfer_heatmap(matrix: DataFrame, *, title: str = "Transfer") -> go.Figure
     )
     figure = go.Figure(heatmap)
     figure.update_xaxes(title="answered by", type="category", tickangle=-25)
-    figure.update_yaxes(title="attacked on", type="category", autorange="reversed")
+    figure.update_yaxes(title={"text": "attacked on", "standoff": 12}, type="category", autorange="reversed")
     return figure.update_layout(title=title, width=760, height=250 + 70 * len(matrix))
 
 
