@@ -3,7 +3,7 @@
 import contextlib
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -128,17 +128,18 @@ def climb(
     y: Tensor,
     adversarial: Tensor,
     advance: Callable[[Tensor, Tensor, Tensor, float], Tensor],
-    lengths: Sequence[float],
+    step_size: float,
+    steps: int,
     *,
     active_set: bool,
     score_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """Yield (rows, iterate, losses, fooled) of every iterate, one step per length; the last may go unscored (None).
+    """Yield (rows, iterate, losses, fooled) of every iterate, 0 .. steps; the last may go unscored (None).
 
     ``rows`` are the images still in the batch: with an active set, those that are misclassified leave it.
     """
     rows = torch.arange(len(x), device=x.device)
-    for length in lengths:
+    for _ in range(steps):
         adversarial = adversarial.detach().requires_grad_()
         losses, fooled = score(adversarial, y)
         yield rows, adversarial.detach(), losses.detach(), fooled
@@ -150,7 +151,7 @@ def climb(
             adversarial, gradient = _gradient_of(standing, score, adversarial, y, losses)
         else:
             gradient = score.gradient(losses, adversarial)
-        adversarial = advance(x, adversarial.detach(), gradient, length)
+        adversarial = advance(x, adversarial.detach(), gradient, step_size)
     losses, fooled = score(adversarial, y) if score_last else (None, None)
     yield rows, adversarial, losses if losses is None else losses.detach(), fooled
 

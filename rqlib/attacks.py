@@ -52,7 +52,6 @@ def pgd(
     random_start: bool = True,
     best: bool = True,
     active_set: bool = False,
-    first_step: float | None = None,
     report_exact: bool = False,
     generator: torch.Generator | None = None,
     watch: Watch | None = None,
@@ -65,7 +64,8 @@ def pgd(
         x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``. With
             ``ce`` also soft labels (B, K): the ascent is then on the KL divergence from them.
         ball: where x' - x stays: `projections.Linf` or `projections.L2`, in pixels.
-        step_size: length of a step in the ball's norm, in pixels.
+        step_size: length of a step in the ball's norm, in pixels. With an active set and few steps ``ball.epsilon``
+            saves time: most images that fall at all fall to the first long step, the others sooner.
         restarts: independent starts, of which each image keeps the strongest result.
         eot_samples: forwards that one gradient is averaged over, for randomized networks (Athalye et
             al. 2018, arXiv 1802.00420); tiled into the batch, or one after another where the network
@@ -75,8 +75,6 @@ def pgd(
             loss) instead of the last.
         active_set: only success matters: an image leaves the batch as soon as it is misclassified. Not
             for randomized networks, which one lucky draw would let go.
-        first_step: another length for the first step. With an active set ``ball.epsilon`` saves time: most
-            images that fall at all fall to one long step.
         report_exact: the geometry of the first defense report: ``ball`` (L-infinity) and ``step_size``
             count in the network's normalized input, the start is N(0, epsilon) and everything is
             clamped to [-2, 2] there (in pixels, not exactly [0, 1]); the last iterate is returned.
@@ -89,10 +87,9 @@ def pgd(
         ValueError: x not in [0, 1] or not (B, C, H, W); y out of range; a negative size or number.
     """
     ascent.check_images(x, y)
-    ascent.check_at_least(0, step_size=step_size, steps=steps, first_step=first_step or 0.0)
+    ascent.check_at_least(0, step_size=step_size, steps=steps)
     ascent.check_at_least(1, restarts=restarts, eot_samples=eot_samples)
     start, advance = _report_moves(model, ball) if report_exact else _moves(ball)
-    lengths = [step_size if first_step is None else first_step, *[step_size] * (steps - 1)][:steps]
     best = (best and not report_exact) or active_set
     strongest = ascent.Strongest(x)
     with ascent.traceless(model, x, generator):
@@ -108,7 +105,8 @@ def pgd(
                 labels,
                 start(clean) if random_start else clean,
                 advance,
-                lengths,
+                step_size,
+                steps,
                 active_set=active_set,
                 score_last=left > 0 if active_set else best or restarts > 1,
             )

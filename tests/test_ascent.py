@@ -144,7 +144,8 @@ def test_climb_lets_the_fooled_leave():
             y,
             x,
             lambda x, a, g, length: a + length * g.sign(),
-            [0.15] * 5,
+            0.15,
+            5,
             active_set=True,
             score_last=True,
         )

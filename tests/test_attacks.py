@@ -224,18 +224,6 @@ def test_active_set_lets_fooled_images_leave():
     assert len(sizes) < 50, "all images are fooled long before the last step"
 
 
-def test_first_step_has_its_own_length():
-    model, (x, y) = robust_networks.trained(adversarial=False), robust_networks.images(20)
-    ball = Linf(0.1)
-    attack = functools.partial(attacks.pgd, model, x, y, ball=ball, step_size=0.02, random_start=False, best=False)
-    assert torch.equal(attack(steps=1, first_step=0.1), attacks.fgsm(model, x, y, ball=ball))
-    once = attack(steps=1, first_step=0.1)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model(once.requires_grad_()), y, reduction="sum"), once)
-    twice = (x + ball.project(once.detach() + 0.02 * gradient.sign() - x)).clamp(0, 1)
-    assert_close(attack(steps=2, first_step=0.1), twice, rtol=0, atol=1e-7)
-    assert torch.equal(attack(steps=0, first_step=0.1), x)
-
-
 def test_targeted_reaches_its_class():
     model, (x, y) = robust_networks.trained(adversarial=False), robust_networks.images(60)
     target = (y + 1) % 10
@@ -458,7 +446,6 @@ BAD_NUMBERS = {
     "steps": ({"steps": -1}, "expected steps >= 0, got -1"),
     "step_size": ({"step_size": -0.1}, "expected step_size >= 0, got -0.1"),
     "step_size nan": ({"step_size": float("nan")}, "expected step_size >= 0, got nan"),
-    "first_step": ({"first_step": -0.1}, "expected first_step >= 0, got -0.1"),
     "restarts": ({"restarts": 0}, "expected restarts >= 1, got 0"),
     "eot_samples": ({"eot_samples": 0}, "expected eot_samples >= 1, got 0"),
     "loss": ({"loss": "margins"}, "unknown attack loss 'margins' .did you mean 'margin'"),
