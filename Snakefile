@@ -4,9 +4,10 @@
     snakemake --cores 2 --config preset=cifar10_quick       another folder of params/
     snakemake --workflow-profile params/slurm --config preset=cifar10      on a cluster
 
-params/PRESET/workflow.yaml lists the runs of every notebook, params/PRESET/NN_name.yaml the values they
-share. A run is made again when its parameters, its notebook's code or rqlib have changed (saving a
-notebook changes none of these); a failed or killed one alone, going on from its last epoch.
+params/PRESET/workflow.yaml lists the runs of every notebook (and the ``threads`` of a run, where not two),
+params/PRESET/NN_name.yaml the values they share. A run is made again when its parameters, its notebook's code
+or rqlib have changed (saving a notebook changes none of these); a failed or killed one alone, going on from its
+last epoch.
 """
 
 import itertools
@@ -23,6 +24,7 @@ PRESET = config.get("preset", "digits")
 PARAMS = Path(config.get("params", "params")) / PRESET
 OUTPUTS = os.environ.get("RQLIB_OUTPUTS", "outputs")
 WORKFLOW = yaml.safe_load((PARAMS / "workflow.yaml").read_text())
+THREADS = WORKFLOW.get("threads", 2)
 
 
 def combinations(groups):
@@ -101,7 +103,7 @@ rule train:
     output: f"{OUTPUTS}/01_train/{{run}}/rows.parquet", f"{OUTPUTS}/01_train/{{run}}/checkpoint.pt"
     log: f"{OUTPUTS}/01_train/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/01_train.ipynb"), command=command("01_train", TRAIN)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=8000, runtime=600, gpu=1
     shell: "{params.command}"
 
@@ -111,7 +113,7 @@ rule quantize:
     output: f"{OUTPUTS}/02_quantize/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/02_quantize/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/02_quantize.ipynb"), command=command("02_quantize", QUANTIZE)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=8000, runtime=240, gpu=1
     shell: "{params.command}"
 
@@ -121,7 +123,7 @@ rule fit:
     output: f"{OUTPUTS}/03_fit/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/03_fit/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/03_fit.ipynb"), command=command("03_fit", FIT)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=4000, runtime=60
     shell: "{params.command}"
 
@@ -131,7 +133,7 @@ rule generator:
     output: f"{OUTPUTS}/04_generator/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/04_generator/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/04_generator.ipynb"), command=command("04_generator", GENERATOR)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=8000, runtime=600, gpu=1
     shell: "{params.command}"
 
@@ -141,7 +143,7 @@ rule robust:  # after all trainings: images are transferred between the networks
     output: f"{OUTPUTS}/05_robust/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/05_robust/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/05_robust.ipynb"), command=command("05_robust", ROBUST)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=8000, runtime=240, gpu=1
     shell: "{params.command}"
 
@@ -151,6 +153,6 @@ rule prune:
     output: f"{OUTPUTS}/06_prune/{{run}}/rows.parquet"
     log: f"{OUTPUTS}/06_prune/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/06_prune.ipynb"), command=command("06_prune", PRUNE)
-    threads: 2
+    threads: THREADS
     resources: mem_mb=8000, runtime=1440, gpu=1
     shell: "{params.command}"
