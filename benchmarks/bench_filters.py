@@ -1,0 +1,34 @@
+"""A network of which half of the channels are really removed, against the dense one, in float32."""
+
+import torch
+
+from benchmarks import row
+from rqlib import channels, cost, masks, models, parametrizations, runtime
+from rqlib.vocabulary import ImageSpec
+
+BATCH = 64
+
+
+def removed_and_dense(name: str) -> dict:
+    """One row: forwards of both, after their zeroed twin has been shown to give the smaller one's logits."""
+    torch.manual_seed(0)
+    spec = ImageSpec()
+    dense, x = models.build(name, spec), runtime.active().place(torch.rand(BATCH, 3, 32, 32))
+    runtime.active().place(dense)
+    with torch.no_grad():
+        dense.train()(x)  # plausible BatchNorm statistics
+        zeroed = parametrizations.bake(masks.apply_masks(dense.eval(), masks.filter_masks(dense, 0.5, x[:1])))
+        small = runtime.active().place(channels.remove(zeroed, x[:1]))
+        gap = ((small(x) - zeroed(x)).abs().max() / zeroed(x).abs().max()).item()
+        assert gap < 1e-4, f"expected equal logits, got a relative gap of {gap:.1e}"
+        before, after = (cost.totals(cost.profile(network, spec)) for network in (dense, small))
+        shares = ", ".join(f"{after[key] / before[key]:.3f} of the {key}" for key in ("params", "macs"))
+        work = f"{name}, half of the channels removed, {BATCH} images: {shares}"
+        agree = f"logits of the zeroed network, relative gap {gap:.0e}"
+        return row(work, "the dense network", lambda: small(x), lambda: dense(x), at_least=1.5, agree=agree)
+
+
+def measure() -> list[dict]:
+    """Convolutions that keep the processor busy, with additions and without, and depthwise ones."""
+    with runtime.using("cpu", "float32"):
+        return [removed_and_dense(name) for name in ("VGG_16", "ResNet_18", "MobileNetV2")]
