@@ -20,10 +20,10 @@ from rqlib import attacks, data, evaluate, files, models, runtime
 from rqlib.projections import Linf
 
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
-PGD = functools.partial(  # from the image itself in steps of the radius: an image that falls at all falls soon
+PGD = functools.partial(  # from the image itself, each step to the corner that the gradient points to: most fall soon
     attacks.pgd,
     ball=Linf(RADIUS),
-    step_size=RADIUS,
+    step_size=2 * RADIUS,
     steps=STEPS,
     random_start=False,
     active_set=True,

@@ -64,8 +64,8 @@ def pgd(
         x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``. With
             ``ce`` also soft labels (B, K): the ascent is then on the KL divergence from them.
         ball: where x' - x stays: `projections.Linf` or `projections.L2`, in pixels.
-        step_size: length of a step in the ball's norm, in pixels. With an active set and few steps ``ball.epsilon``
-            saves time: most images that fall at all fall to the first long step, the others sooner.
+        step_size: length of a step in the ball's norm, in pixels. With an active set and few steps the ball's
+            diameter saves time: every step goes all the way, and most images that fall at all fall sooner.
         restarts: independent starts, of which each image keeps the strongest result.
         eot_samples: forwards that one gradient is averaged over, for randomized networks (Athalye et
             al. 2018, arXiv 1802.00420); tiled into the batch, or one after another where the network
