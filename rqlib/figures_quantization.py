@@ -99,7 +99,11 @@ def accuracy_against_bits(sweep: DataFrame, *, title: str = "Accuracy against bi
 
 
 def frontier(sweep: DataFrame, *, title: str = "Accuracy against size") -> go.Figure:
-    """Accuracy against the size of the weights; the line joins the formats that nothing smaller beats."""
+    """Accuracy against the size of the weights; the line joins the formats that nothing smaller beats.
+
+    Of formats of equal values only the first is drawn.
+    """
+    sweep = sweep[~sweep.duplicate_of.isin(sweep.format)]
     kib = sweep.coded_bits / 8 / 1024
     figure = go.Figure()
     for kind, rows in sweep.groupby("kind", sort=False):
@@ -116,11 +120,13 @@ def frontier(sweep: DataFrame, *, title: str = "Accuracy against size") -> go.Fi
     best = undominated(sweep)
     step = go.Scatter(x=kib[best.index], y=best.accuracy, name="undominated", mode="lines", line={"shape": "hv"})
     figure.add_trace(step.update(line_color="#888888", hoverinfo="skip"))
+    label = {"showarrow": False, "textangle": -45, "xanchor": "left", "yanchor": "bottom", "yshift": 5, "font_size": 11}
     for index, row in best.iterrows():
-        figure.add_annotation(x=kib[index], y=row.accuracy, text=row.format, showarrow=False, yshift=16, font_size=11)
+        figure.add_annotation(x=kib[index], y=row.accuracy, text=row.format, **label)
     _float_line(figure, sweep)
     figure.update_xaxes(title="weights (KiB)")
-    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero")
+    top = sweep[["accuracy", "float_accuracy"]].max().max()
+    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1.25 * top], tickvals=[0, 0.2, 0.4, 0.6, 0.8, 1])
     return figure.update_layout(title=title, height=520)
 
 

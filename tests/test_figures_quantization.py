@@ -18,6 +18,7 @@ def sweep():
                 "kind": format.kind,
                 "bits": format.bits,
                 "exponent_bits": format.exponent_bits,
+                "duplicate_of": format.duplicate_of,
                 "accuracy": accuracy,
                 "float_accuracy": 0.93,
                 "coded_bits": 8192 * format.bits,
@@ -64,3 +65,7 @@ def test_undominated_by_hand(sweep):
     figure = figures_quantization.frontier(sweep)
     assert [note.text for note in figure.layout.annotations] == [*best.format, "float 0.9300"]
     assert {trace.name for trace in figure.data} == {"INT", "POT", "FLOAT", "undominated"}
+    (floats,) = [trace for trace in figure.data if trace.name == "FLOAT"]
+    assert list(floats.customdata) == ["FLOAT_8_E4", "FLOAT_6_E4"], "FLOAT_8_E1 is INT_8, and would hide it"
+    (alone,) = figures_quantization.frontier(sweep[sweep.format == "FLOAT_8_E1"]).data[:1]
+    assert list(alone.customdata) == ["FLOAT_8_E1"]
