@@ -154,6 +154,5 @@ rule prune:
     log: f"{OUTPUTS}/06_prune/{{run}}/notebook.ipynb"
     params: code=provenance.fingerprint("notebooks/06_prune.ipynb"), command=command("06_prune", PRUNE)
     threads: THREADS
-    priority: 1  # the longest
     resources: mem_mb=8000, runtime=1440, gpu=1
     shell: "{params.command}"
