@@ -12,14 +12,14 @@ BATCH = 64
 def removed_and_dense(name: str) -> dict:
     """One row: forwards of both, after their zeroed twin has been shown to give the smaller one's logits."""
     torch.manual_seed(0)
-    spec = ImageSpec()
-    dense, x = models.build(name, spec), runtime.active().place(torch.rand(BATCH, 3, 32, 32))
-    runtime.active().place(dense)
+    spec, place = ImageSpec(), runtime.active().place
+    dense, x = place(models.build(name, spec)), place(torch.rand(BATCH, *spec.shape))
     with torch.no_grad():
         dense.train()(x)  # plausible BatchNorm statistics
         zeroed = parametrizations.bake(masks.apply_masks(dense.eval(), masks.filter_masks(dense, 0.5, x[:1])))
-        small = runtime.active().place(channels.remove(zeroed, x[:1]))
-        gap = ((small(x) - zeroed(x)).abs().max() / zeroed(x).abs().max()).item()
+        small = place(channels.remove(zeroed, x[:1]))
+        logits = zeroed(x)
+        gap = ((small(x) - logits).abs().max() / logits.abs().max()).item()
         assert gap < 1e-4, f"expected equal logits, got a relative gap of {gap:.1e}"
         before, after = (cost.totals(cost.profile(network, spec)) for network in (dense, small))
         shares = ", ".join(f"{after[key] / before[key]:.3f} of the {key}" for key in ("params", "macs"))
