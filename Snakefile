@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from rqlib import provenance
+from rqlib.workbook import provenance
 
 PRESET = config.get("preset", "digits")
 PARAMS = Path(config.get("params", "params")) / PRESET
@@ -85,7 +85,7 @@ def execute(notebook, folder, runs):
     settings = {**shared_values(notebook), **runs[folder], "run_folder": folder}
     written = " ".join("-p " + shlex.quote(f"{name}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
                        for name, value in settings.items())
-    return (f"{sys.executable} -m rqlib.run notebooks/{notebook}.ipynb {folder}/notebook.ipynb "
+    return (f"{sys.executable} -m rqlib.workbook.run notebooks/{notebook}.ipynb {folder}/notebook.ipynb "
             f"--report {folder}/report.html {written}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from rqlib import files, runtime
+from rqlib.core import files, runtime
 
 FOLDER = Path(__file__).parent
 TABLE = FOLDER.parent / "outputs/reference/benchmarks.csv"

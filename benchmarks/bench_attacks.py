@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import row
-from rqlib import attacks, data, evaluate, files, models, runtime
-from rqlib.projections import Linf
+from rqlib import attacks, data
+from rqlib.core import files, runtime
+from rqlib.core.projections import Linf
+from rqlib.measures import evaluate
+from rqlib.models import blocks, catalog
 
 COUNT, BATCH, STEPS, RADIUS, STEP_SIZE = 256, 64, 10, 8 / 255, 2 / 255
 PGD = functools.partial(  # from the image itself, each step to the corner that the gradient points to: most fall soon
@@ -36,7 +39,7 @@ def trained(dataset: data.ImageDataset, *, adversarial: bool) -> dict[str, Tenso
     """Weights of a ResNet_18 on the digits at full contrast; trained once."""
     path = FOLDER / f"{'adversarial' if adversarial else 'natural'}.pt"
     if not path.exists():
-        model = models.build("ResNet_18", dataset.spec)
+        model = catalog.build("ResNet_18", dataset.spec)
         train(model, dataset, radius=0.2 if adversarial else 0.0)
         files.save_tensors(path, model.state_dict())
     return files.load_tensors(path)
@@ -63,9 +66,9 @@ def dimmed(dataset: data.ImageDataset, weights: dict[str, Tensor], contrast: flo
     """A network and test images uint8 whose distance from gray is multiplied by ``contrast``."""
     around_gray = lambda pixels: tuple(0.5 + contrast * (pixel - 0.5) for pixel in pixels)  # noqa: E731
     std = tuple(contrast * deviation for deviation in dataset.spec.std)
-    model = models.build("ResNet_18", dataset.spec)
+    model = catalog.build("ResNet_18", dataset.spec)
     model.load_state_dict(weights)
-    model.normalize = models.Normalize(dataclasses.replace(dataset.spec, mean=around_gray(dataset.spec.mean), std=std))
+    model.normalize = blocks.Normalize(dataclasses.replace(dataset.spec, mean=around_gray(dataset.spec.mean), std=std))
     images, labels = dataset.test.images[:COUNT], dataset.test.labels[:COUNT]
     gray = 127.5 + contrast * (images.float() - 127.5)
     return model.eval(), gray.round().to(torch.uint8), labels
@@ -149,7 +152,7 @@ def compare(title: str, model: nn.Module, images: Tensor, labels: Tensor, *, at_
 
 def eot(dataset: data.ImageDataset) -> dict:
     """One row: a gradient averaged over 20 tiled draws against 20 gradients."""
-    model, (x, y) = models.build("SmallCNN", dataset.spec).eval(), next(data.batches(*dataset.test, BATCH))
+    model, (x, y) = catalog.build("SmallCNN", dataset.spec).eval(), next(data.batches(*dataset.test, BATCH))
     step = functools.partial(attacks.fgsm, model, x, y, ball=Linf(RADIUS))
     return row(
         f"EOT-20 gradient, SmallCNN, {BATCH} images",

@@ -3,8 +3,11 @@
 import torch
 
 from benchmarks import row
-from rqlib import channels, cost, masks, models, parametrizations, runtime
-from rqlib.vocabulary import ImageSpec
+from rqlib import models, pruning
+from rqlib.core import parametrizations, runtime
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.measures import cost
+from rqlib.pruning import masks
 
 BATCH = 64
 
@@ -17,7 +20,7 @@ def removed_and_dense(name: str) -> dict:
     with torch.no_grad():
         dense.train()(x)  # plausible BatchNorm statistics
         zeroed = parametrizations.bake(masks.apply_masks(dense.eval(), masks.filter_masks(dense, 0.5, x[:1])))
-        small = place(channels.remove(zeroed, x[:1]))
+        small = place(pruning.remove_channels(zeroed, x[:1]))
         logits = zeroed(x)
         gap = ((small(x) - logits).abs().max() / logits.abs().max()).item()
         assert gap < 1e-4, f"expected equal logits, got a relative gap of {gap:.1e}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import row
-from rqlib.formats import FLOAT, INT, POT, Format
+from rqlib.quantization import FLOAT, INT, POT, Format
 
 COUNT = 10_000_000
 FORMATS = (INT(8), POT(4), FLOAT(8, 4))

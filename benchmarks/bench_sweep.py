@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks import row
 from benchmarks.bench_rounding import by_search, by_table
-from rqlib import evaluate, formats, integer, models, parametrizations, quantize, runtime
-from rqlib.formats import FLOAT, INT, Format
-from rqlib.vocabulary import ImageSpec
+from rqlib import measures, models, quantization
+from rqlib.core import parametrizations, runtime
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.quantization import FLOAT, INT, Format, integer
 
 CALIBRATION, LOOK_UP, BATCH = 64, 8, 100
 
@@ -59,13 +60,13 @@ def against_the_float_forward(model: nn.Module, images: Tensor, labels: Tensor, 
 
     The sweep runs once, 43 formats being repeats enough; the float forward before and after it.
     """
-    forward = functools.partial(evaluate.logits, model, images, labels, batch_size=BATCH)
-    sweep = functools.partial(quantize.sweep, model, formats.GRID, images[:CALIBRATION], images, labels)
+    forward = functools.partial(measures.logits, model, images, labels, batch_size=BATCH)
+    sweep = functools.partial(quantization.sweep, model, quantization.GRID, images[:CALIBRATION], images, labels)
     with runtime.using("cpu", precision):
         forwards = [seconds_of(forward)[0] for _ in range(4)][1:]
         swept, frame = seconds_of(sweep)
         forwards += [seconds_of(forward)[0] for _ in range(3)]
-    seconds, peer_seconds = swept / len(formats.GRID), statistics.median(forwards)
+    seconds, peer_seconds = swept / len(quantization.GRID), statistics.median(forwards)
     agreement = frame.set_index("format").agreement["INT_16"]
     return {
         "work": f"sweep of 43 formats, ResNet_18, {len(images)} images, {precision}: a format",
@@ -84,7 +85,7 @@ def against_look_up(model: nn.Module, images: Tensor, format: Format, name: str,
     Raises:
         ValueError: fewer than 7 of 8.
     """
-    network = quantize.ptq(model, format, images[:CALIBRATION])
+    network = quantization.ptq(model, format, images[:CALIBRATION])
     arithmetic = integer.best_arithmetic(format, torch.device("cpu"))
     lowered, searching = integer.lower(network, arithmetic=arithmetic), with_look_up(network, search)
     lowered, searching, x = (runtime.active().place(part) for part in (lowered, searching, images[:LOOK_UP] / 255))

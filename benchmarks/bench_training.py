@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import row
-from rqlib import data, models, objectives, recipes, runtime, train, vision
+from rqlib import data, models, training
+from rqlib.core import runtime, torchvision_guard
+from rqlib.training import objectives
 
 IMAGES, BATCH = 1_280, 128
 CASES = {"SmallCNN": 1.0, "ResNet_18": 0.25}
@@ -27,7 +29,7 @@ def random_images(count: int) -> data.ImageDataset:
 
 def usual_loop(network: torch.nn.Module, dataset: data.ImageDataset):
     """One epoch as most scripts write it."""
-    transforms = vision.torchvision().transforms
+    transforms = torchvision_guard.torchvision().transforms
     transform = transforms.Compose(
         [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     )
@@ -56,10 +58,10 @@ def measure() -> list[dict]:
     rows = []
     dataset = random_images(IMAGES)
     for name, width in CASES.items():
-        recipe = dataclasses.replace(recipes.recipe("fast"), epochs=1, batch_size=BATCH)
+        recipe = dataclasses.replace(training.recipe("fast"), epochs=1, batch_size=BATCH)
         networks = [models.build(name, dataset.spec, width=width).train() for _ in range(2)]
         runtime.use()
-        ours = lambda network=networks[0]: train.fit(network, dataset, objectives.natural, recipe)  # noqa: B023, E731
+        ours = lambda network=networks[0]: training.fit(network, dataset, objectives.natural, recipe)  # noqa: B023, E731
         theirs = usual_loop(networks[1], dataset)
         agree = "same network, images, batch size, augmentation and optimizer"
         work = f"train {name}, width {width}, {IMAGES} images, batch {BATCH}, {torch.get_num_threads()} threads"

@@ -5,7 +5,10 @@ import functools
 
 from torch import nn
 
-from rqlib import data, generator, models, objectives, recipes, runtime, train
+from rqlib import data, generator, models, training
+from rqlib.core import runtime
+from rqlib.generator.network import Generator, build
+from rqlib.training import objectives, recipes
 
 
 @functools.cache
@@ -15,17 +18,17 @@ def teacher(name: str = "SmallCNN") -> nn.Module:
     runtime.seed_everything(0)
     network = models.build(name, digits.spec, width=0.25 if "AlexNet" in name else 1.0)
     recipe = recipes.Recipe(8, batch_size=64, lr=0.05, nesterov=True, schedule="triangle", augment=False)
-    train.fit(network, digits, objectives.natural, recipe)
+    training.fit(network, digits, objectives.natural, recipe)
     return network.eval()
 
 
 @functools.cache
-def _trained() -> generator.Generator:
-    built = generator.build(teacher(), data.load("digits").spec, channels=16)
+def _trained() -> Generator:
+    built = build(teacher(), data.load("digits").spec, channels=16)
     generator.fit(built, teacher(), epochs=4, steps=15, batch_size=64, lr=3e-3)
     return built
 
 
-def trained() -> generator.Generator:
+def trained() -> Generator:
     """A copy of a generator trained for a few seconds."""
     return copy.deepcopy(_trained())

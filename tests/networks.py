@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from rqlib import models
-from rqlib.vocabulary import ImageSpec
+from rqlib.core.vocabulary import ImageSpec
 
 COLOR = ImageSpec()
 IMAGE = torch.zeros(1, *COLOR.shape)

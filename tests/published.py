@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pandas import DataFrame
 
-from rqlib import predictors
+from rqlib.prediction import features
 
 SHARED = Path(os.environ.get("RQLIB_SHARED") or Path(__file__).parents[2] / "shared") / "data"
 QUANTIZED, ROBUST = SHARED / "published_ptq_cifar10.csv", SHARED / "published_robust_cifar10.csv"
@@ -17,8 +17,8 @@ needed = pytest.mark.skipif(not (QUANTIZED.is_file() and ROBUST.is_file()), reas
 @functools.cache
 def table() -> DataFrame:
     """All 387 rows with every predictor."""
-    pseudo = predictors.pseudo_losses(predictors.read_csv(ROBUST, ("model", "format")))
-    return predictors.table(predictors.read_csv(QUANTIZED), pseudo)
+    pseudo = features.pseudo_losses(features.read_csv(ROBUST, ("model", "format")))
+    return features.table(features.read_csv(QUANTIZED), pseudo)
 
 
 def made_up(models: int = 4, formats: int = 12) -> DataFrame:

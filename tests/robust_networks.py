@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib import attacks, models, projections
-from rqlib.vocabulary import ImageSpec
+from rqlib import attacks, models
+from rqlib.core import projections
+from rqlib.core.vocabulary import ImageSpec
 
 BALL = projections.Linf(0.1)
 SPEC = ImageSpec(1, 8, 8, 10, mean=(0.3,), std=(0.375,))

@@ -2,8 +2,7 @@
 
 import argparse
 
-from rqlib import data
-from rqlib.data import sources
+from rqlib.data import datasets, sources
 
 
 def _main() -> None:
@@ -12,7 +11,7 @@ def _main() -> None:
     parser.add_argument("--root", help="folder of image sets (default: RQLIB_DATA, else data/ of the project)")
     arguments = parser.parse_args()
     try:
-        print(data.load(arguments.name, arguments.root))
+        print(datasets.load(arguments.name, arguments.root))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
 

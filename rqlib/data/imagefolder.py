@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rqlib import files, runtime
+from rqlib.core import files, runtime
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _PARTS = ("train", "test")

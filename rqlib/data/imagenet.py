@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rqlib import runtime, vision
+from rqlib.core import runtime, torchvision_guard
 
 MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's pretrained networks expect
 _RESIZED, _CROPPED = 256, 224
@@ -64,7 +64,7 @@ def read(root: Path) -> tuple:
         ValueError: ``val/`` holds other images than ``meta.bin`` lists.
     """
     folder = root / "imagenet"
-    transforms = vision.torchvision().transforms
+    transforms = torchvision_guard.torchvision().transforms
     dataset = _listed(folder)
     paths, labels = zip(*dataset.samples, strict=True)
     steps = [transforms.Resize(_RESIZED), transforms.CenterCrop(_CROPPED), transforms.PILToTensor()]
@@ -77,7 +77,7 @@ def read(root: Path) -> tuple:
 
 def _listed(folder: Path):
     """torchvision's data set, checked against its own list of validation images."""
-    imagenet = vision.torchvision().datasets.imagenet
+    imagenet = torchvision_guard.torchvision().datasets.imagenet
     try:
         dataset = imagenet.ImageNet(folder, "val")
     except (OSError, RuntimeError) as error:

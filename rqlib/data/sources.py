@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rqlib import files, vision
+from rqlib.core import files, torchvision_guard
+from rqlib.core.vocabulary import did_you_mean
 from rqlib.data import imagefolder, imagenet
-from rqlib.vocabulary import did_you_mean
 
 _DIGITS = tuple("0123456789")
 _PATIENCE_SECONDS = 20.0  # for an answer of a server while downloading
@@ -116,7 +116,7 @@ def _channels_first(images: numpy.ndarray, labels) -> tuple[Tensor, Tensor]:
 
 def _torchvision(name: str, root: Path, **part):
     """A torchvision data set as it lies in ``root``, downloaded where it is missing or damaged."""
-    dataset = functools.partial(getattr(vision.torchvision().datasets, name), **part)
+    dataset = functools.partial(getattr(torchvision_guard.torchvision().datasets, name), **part)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its readers' own, about NumPy
         try:

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import classifier, convolution, flat_features, network, scaled
-from rqlib.vocabulary import ImageSpec
 
 
 def alexnet(spec: ImageSpec, width: float = 1.0, *, norm: bool = False, dropout: float = 0.5) -> nn.Sequential:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rqlib import layers
-from rqlib.vocabulary import ImageSpec
+from rqlib.core import layers
+from rqlib.core.vocabulary import ImageSpec
 
 
 class Normalize(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import convolution, named, network, scaled
-from rqlib.vocabulary import ImageSpec
 
 # name: (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, after the pool)
 MODULES = {

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import Residual, convolution, network, pooled_classifier, scaled
-from rqlib.vocabulary import ImageSpec
 
 # expansion, channels, repeats, stride of the first
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import Residual, convolution, network, pooled_classifier, scaled
-from rqlib.vocabulary import ImageSpec
 
 
 def basic(inputs: int, channels: int, stride: int) -> tuple[nn.Module, int]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import classifier, convolution, flat_features, network, scaled
-from rqlib.vocabulary import ImageSpec
 
 CHANNELS = (64, 128, 256, 512, 512)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rqlib import files, layers
+from rqlib.core import files, layers
 
 CONTAINERS = ("state_dict", "weights")
 PREFIXES = ("module.", "_orig_mod.")

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from rqlib.core.vocabulary import ImageSpec
 from rqlib.models.blocks import named, network, pointwise, pooled_classifier, scaled
-from rqlib.vocabulary import ImageSpec
 
 
 class PreActivation(nn.Module):

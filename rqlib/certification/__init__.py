@@ -1,0 +1,1 @@
+"""What can be proved of a network? This room is still empty."""

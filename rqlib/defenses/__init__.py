@@ -1,0 +1,1 @@
+"""What makes a network harder to fool? This room is still empty."""

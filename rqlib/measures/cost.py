@@ -1,0 +1,141 @@
+"""What a network costs, layer by layer: parameters, multiply-accumulates, bits."""
+
+import math
+
+import pandas
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import benchmark
+
+from rqlib.core import layers, runtime
+from rqlib.core.vocabulary import ImageSpec
+
+COUNTS = ["params", "nonzero", "macs", "bits"]
+
+
+@torch.no_grad()
+def profile(model: nn.Module, spec: ImageSpec) -> pandas.DataFrame:
+    """One row for each layer with parameters, for one image of ``spec``.
+
+    Columns: layer (its name), kind (its class), params, nonzero (parameters, and how many are not 0),
+    macs (multiply-accumulates of convolutions and linear layers, half of what
+    ``torch.utils.flop_counter`` counts for them; 0 for other layers), bits (of the parameters as they
+    are held in memory), output_shape (C, H, W) or (features,) of its last call, None where it is not called.
+    The weights are the effective ones: masks and formats are seen, their scores and factors are not.
+    """
+    owners = {name: module for name, module in model.named_modules() if _tensors(name, module)}
+    calls = _calls(model, owners, spec)
+    return pandas.DataFrame([_row(name, module, calls[name]) for name, module in owners.items()])
+
+
+def totals(frame: pandas.DataFrame) -> dict[str, int]:
+    """Sums of a profile: params, nonzero, macs, bits."""
+    return {column: int(frame[column].sum()) for column in COUNTS}
+
+
+def weight_count(model: nn.Module) -> int:
+    """Weights of convolutions and linear layers, without biases and BatchNorm."""
+    return sum(layer.weight.numel() for _, layer in layers.weighted_layers(model))
+
+
+@torch.no_grad()
+def storage(model: nn.Module) -> dict[str, float]:
+    """Bits that the weights of convolutions and linear layers take, as float32 and coded.
+
+    A weight with a format takes the format's bits, another ``ceil(log2 distinct values)`` and a codebook of
+    those values, or 32 where that is no less. Each layer is coded in the cheaper way: all of its weights, or
+    its nonzero weights and an index of where they are (`index_bits`). Scales and codebook entries take 32 bits each.
+
+    Returns:
+        dense_bits (32 a weight), coded_bits, index_bits, ratio (dense / coded), ratio_with_index
+        (dense / (coded + index)), and other_bits: what biases, normalization and its statistics take beside.
+    """
+    coded = [_coded(layer) for _, layer in layers.weighted_layers(model)]
+    dense, codes, index = 32 * weight_count(model), sum(bits for bits, _ in coded), sum(bits for _, bits in coded)
+    ratios = {"ratio": dense / max(codes, 1), "ratio_with_index": dense / max(codes + index, 1)}
+    return {"dense_bits": dense, "coded_bits": codes, "index_bits": index, **ratios, "other_bits": _other_bits(model)}
+
+
+def index_bits(count: int, nonzero: int) -> int:
+    """Bits that say which ``nonzero`` of ``count`` weights are not 0, in the cheapest of three ways.
+
+    A bitmap, ``count``; offsets, gaps in ``ceil(log2 of the mean gap) + 2`` bits each; the entropy
+    bound, ``log2 (count choose nonzero)``, which an entropy coder comes close to (`compressed`).
+    """
+    gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
+    choices = math.lgamma(count + 1) - math.lgamma(nonzero + 1) - math.lgamma(count - nonzero + 1)
+    return min(count, nonzero * gap, math.ceil(choices / math.log(2)))
+
+
+def with_codebook(count: int, distinct: int, entries: int) -> int:
+    """Bits of so many values by their numbers in a codebook, or as float32 where that is less."""
+    return min(32 * count, count * code_bits(distinct) + 32 * entries)
+
+
+def code_bits(distinct: int) -> int:
+    """Bits of a number that tells so many values apart."""
+    return math.ceil(math.log2(max(distinct, 2)))
+
+
+def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
+    """Median seconds of a forward pass in eval mode on x (B, C, H, W), on the threads that torch uses."""
+    with runtime.evaluating(model), torch.no_grad():
+        timer = benchmark.Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=least_seconds).median
+
+
+def _coded(layer: nn.Module) -> tuple[int, int]:
+    """(coded bits, index bits) of a layer's weight."""
+    count, nonzero = layer.weight.numel(), int(layer.weight.count_nonzero())
+    steps = list(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else []
+    if steps and hasattr(steps[-1], "format"):
+        whole, packed = (n * steps[-1].format.bits + 32 * steps[-1].scale.numel() for n in (count, nonzero))
+    else:
+        values = layer.weight.unique()
+        distinct = int(values.count_nonzero())
+        whole, packed = with_codebook(count, len(values), distinct), with_codebook(nonzero, distinct, distinct)
+    return min((whole, 0), (packed, index_bits(count, nonzero)), key=sum)
+
+
+def _other_bits(model: nn.Module) -> int:
+    weights = {f"{name}.weight" for name, _ in layers.weighted_layers(model)}
+    plain = [t for name, t in model.state_dict().items() if name not in weights and "parametrizations" not in name]
+    return sum(8 * tensor.element_size() * tensor.numel() for tensor in plain)
+
+
+def _tensors(name: str, module: nn.Module) -> list[Tensor]:
+    """The parameters a layer owns, as its forward sees them."""
+    if "parametrizations" in name.split("."):
+        return []
+    names = [key for key, _ in module.named_parameters(recurse=False)]
+    if parametrize.is_parametrized(module):
+        names += list(module.parametrizations)
+    return [getattr(module, key) for key in names]
+
+
+def _calls(model: nn.Module, owners: dict[str, nn.Module], spec: ImageSpec) -> dict[str, list[torch.Size]]:
+    """Output shape of every call of each layer, for one black image."""
+    calls: dict[str, list[torch.Size]] = {name: [] for name in owners}
+
+    def note(name: str, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            calls[name].append(output.shape[1:])
+
+    with runtime.evaluating(model), layers.watching(model, owners, note):
+        model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+    return calls
+
+
+def _row(name: str, module: nn.Module, shapes: list[torch.Size]) -> dict:
+    tensors = _tensors(name, module)
+    per_output = module.weight[0].numel() if isinstance(module, layers.WEIGHTED) else 0
+    return {
+        "layer": name,
+        "kind": type(module).__name__.removeprefix("Parametrized"),
+        "params": sum(tensor.numel() for tensor in tensors),
+        "nonzero": sum(int(tensor.count_nonzero()) for tensor in tensors),
+        "macs": per_output * sum(shape.numel() for shape in shapes),
+        "bits": sum(8 * tensor.element_size() * tensor.numel() for tensor in tensors),
+        "output_shape": tuple(shapes[-1]) if shapes else None,
+    }

@@ -1,0 +1,141 @@
+"""Checkpoints: plain weights with the model's name and `ImageSpec`, rebuilt without executing anything.
+
+What can be loaded is what `models.build` makes: a network whose weights are parametrized or whose
+modules were exchanged is refused when it is saved, not when it is needed.
+"""
+
+import dataclasses
+import json
+import operator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from rqlib.core import files, runtime
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.models import catalog
+
+_KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata", "state")
+
+
+def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
+    """Write the weights of a network that ``models.build`` makes, atomically. Options and errors as `content`."""
+    files.save_tensors(path, content(model, name, spec, **options))
+    return Path(path)
+
+
+def content(
+    model: nn.Module,
+    name: str,
+    spec: ImageSpec,
+    *,
+    width: float = 1.0,
+    options: dict | None = None,
+    classes: tuple[str, ...] = (),
+    parameters: dict | None = None,
+    **metadata,
+) -> dict:
+    """What the checkpoint of a network that ``models.build(name, spec, width=width, **options)`` makes holds.
+
+    Args:
+        classes: names of the classes, in the order of the logits.
+        parameters: of the run, plain values.
+        metadata: plain values to keep beside (say ``clean_accuracy=0.97``).
+
+    Raises:
+        ValueError: weights are parametrized, or the network is no longer the plain one of that name.
+    """
+    found = {
+        "model": name,
+        "spec": dataclasses.asdict(spec),
+        "width": width,
+        "options": options or {},
+        "classes": list(classes),
+        "parameters": parameters or {},
+        "metadata": metadata,
+    }
+    found = json.loads(json.dumps(found, default=operator.methodcaller("item")))  # NumPy's numbers become plain
+    _check_plain(model, _build(found))
+    return found | {"state": {key: value.detach().cpu() for key, value in model.state_dict().items()}}
+
+
+def load(
+    path: str | Path, *, expected: str | None = None, remedy: str = "run notebooks/01_train.ipynb"
+) -> tuple[nn.Module, dict]:
+    """The network of a checkpoint, in eval mode on the active device, and what else the file says.
+
+    The second result holds model, spec (an `ImageSpec`), width, options, classes, parameters, metadata.
+
+    Args:
+        expected: the model's name the caller counts on. A checkpoint of ``package.module:function``
+            is loaded only when it is expected by that name, for it imports the module.
+        remedy: what to do when there is no such file.
+
+    Raises:
+        FileNotFoundError: no such file; says how to make it.
+        ValueError: truncated, foreign, with code inside, or of another network. Nothing is executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file; make it: {remedy}")
+    return rebuilt(path, files.load_tensors(path), expected)
+
+
+def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tuple[nn.Module, dict]:
+    """What `load` returns, from what the file holds; ``path`` is named in errors."""
+    _check_content(path, content, expected)
+    try:
+        model = _build(content)
+        model.load_state_dict(content["state"])
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: its weights do not make a {content['model']!r}: {reason}") from error
+    info = {key: content[key] for key in _KEYS if key != "state"} | {"spec": ImageSpec(**content["spec"])}
+    return runtime.active().place(model.eval()), info
+
+
+def _check_content(path: Path, content: dict, expected: str | None) -> None:
+    missing = [key for key in _KEYS if key not in content]
+    if missing:
+        raise ValueError(
+            f"{path}: expected a checkpoint with {', '.join(_KEYS)}, found no {', '.join(missing)}; "
+            "a plain state dict is loaded by models.build(name, spec, weights=path)"
+        )
+    name = content["model"]
+    if expected is not None and name != expected:
+        raise ValueError(f"{path}: expected a checkpoint of {expected!r}, got one of {name!r}")
+    if name != expected and name not in catalog.MODELS and not name.startswith("torchvision:"):
+        raise ValueError(
+            f"{path}: to load {name!r} the module would be imported; if you trust it, say expected={name!r}"
+        )
+
+
+def _build(content: dict) -> nn.Module:
+    """A fresh network of the checkpoint's name; the stream of random numbers stays where it was."""
+    spec = ImageSpec(**content["spec"])
+    with torch.random.fork_rng(devices=[]):
+        return catalog.build(content["model"], spec, width=content["width"], **content["options"])
+
+
+def _check_plain(model: nn.Module, plain: nn.Module) -> None:
+    wrapped = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    if wrapped:
+        raise ValueError(
+            f"expected plain weights, found parametrized layers {', '.join(wrapped)}; "
+            "bake them first (parametrizations.bake)"
+        )
+    found, wanted = _structure(model), _structure(plain)
+    if found != wanted:
+        changed = [f"{name}: {kind}" for name, kind in sorted(found ^ wanted)][:6]
+        raise ValueError(
+            f"expected the network that models.build makes, found it changed ({', '.join(changed)}); "
+            "save its weights before folding BatchNorm, attaching transforms or exchanging layers"
+        )
+
+
+def _structure(model: nn.Module) -> set[tuple[str, str]]:
+    """(name, kind or shape) of every module and every tensor."""
+    kinds = {(name, type(module).__name__) for name, module in model.named_modules()}
+    return kinds | {(name, str(tuple(value.shape))) for name, value in model.state_dict().items()}

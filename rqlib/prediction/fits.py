@@ -1,0 +1,242 @@
+"""Fit a curve, and say how well it predicts a network it has never seen.
+
+In-sample R2 flatters. `leave_one_group_out` fits without one network (or one kind of format) and
+predicts it; the error left there, not the one in the sample, gives the interval of every prediction.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
+
+import numpy
+import pandas
+from numpy import ndarray
+from pandas import DataFrame, Series
+
+from rqlib.core.vocabulary import did_you_mean
+from rqlib.prediction import conformal, curves
+from rqlib.prediction.features import complete
+
+FAMILIES = {
+    "rational_2": functools.partial(curves.rational, degree=2),
+    "rational_3": functools.partial(curves.rational, degree=3),
+    "rational_4": functools.partial(curves.rational, degree=4),
+    "logistic": curves.logistic,
+    "isotonic": curves.isotonic,
+    "polynomial": curves.polynomial,
+    "boosting": curves.boosting,
+    "blend": curves.blend,
+    "identity": curves.identity,
+    "mean": curves.mean,
+    "lookup": curves.lookup,
+}
+"""Family -> function (x (N, D), y (N,)) -> `curves.Curve`. The last two are the baselines."""
+
+SEVERAL = ("boosting", "blend", "mean")  # families that take more than one feature
+
+FOLDS = 5  # where rows have no groups
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A curve, its error in the sample, and the error it makes on rows left out.
+
+    ``r2``, ``rmse`` and ``mae`` are in sample, in units of y; ``seen`` is the range of each numeric
+    feature; ``calibration`` (2, N) holds each row's prediction by a curve fitted without its group, and
+    what was left: y - prediction.
+    """
+
+    family: str
+    features: tuple[str, ...]
+    curve: curves.Curve = field(repr=False)
+    rows: int
+    r2: float
+    rmse: float
+    mae: float
+    seen: dict[str, tuple[float, float]]
+    calibration: ndarray = field(repr=False)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The numbers of the curve, by name."""
+        return self.curve.parameters
+
+    @property
+    def equation(self) -> str:
+        """The curve as text."""
+        return self.curve.equation
+
+    def left_out(self) -> tuple[ndarray, ndarray]:
+        """y, and the predictions of the same rows by curves fitted without their group."""
+        return self.calibration.sum(axis=0), self.calibration[0]
+
+    def predict(self, x, *, level: float = 0.9) -> DataFrame:
+        """Columns predicted, lower, upper: one row a row of ``x`` (a table with the features, or an array).
+
+        The interval is conformal: see `conformal.interval`.
+        """
+        values = self.curve.predict(matrix(x, self.features))
+        lower, upper = conformal.interval(values, *self.calibration, level=level)
+        index = x.index if isinstance(x, DataFrame) else None
+        return DataFrame({"predicted": values, "lower": lower, "upper": upper}, index=index)
+
+
+def fit(x, y, family: str, *, groups=None) -> Fit:
+    """Fit one family to all rows.
+
+    Args:
+        x: (N,) or (N, D) array, or a table with one column a feature.
+        y: (N,) the loss.
+        family: a name in `FAMILIES`.
+        groups: (N,) what rows belong together (the network): intervals come from curves fitted without
+            the row's group. Without groups: from five interleaved folds.
+
+    Raises:
+        ValueError: unknown family, a constant feature, rows without a value, several features for a
+            family of one.
+    """
+    features = tuple(x.columns) if isinstance(x, DataFrame) else _unnamed(x)
+    x, y = _checked(matrix(x, features), numpy.asarray(y, dtype=float), family, features)
+    codes = numpy.arange(len(y)) % FOLDS if groups is None else numpy.unique(groups, return_inverse=True)[1]
+    left_out = _cross(x, y, codes, family, pairs=False)[codes, numpy.arange(len(y))]
+    curve = FAMILIES[family](x, y)
+    score = scores(y, curve.predict(x))
+    seen = (
+        {}
+        if x.dtype == object
+        else dict(zip(features, zip(x.min(0).tolist(), x.max(0).tolist(), strict=True), strict=True))
+    )
+    return Fit(
+        family,
+        features,
+        curve,
+        len(y),
+        score["r2"],
+        score["rmse"],
+        score["mae"],
+        seen,
+        numpy.stack([left_out, y - left_out]),
+    )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of rows by curves that have not seen their group.
+
+    ``cross.loc[a]`` (groups x rows): each row predicted without group a and without its own group; NaN
+    where nothing is left to fit. Group a itself is predicted by its line; the other rows of that line
+    are all that may be known of errors without having seen a: they choose predictors and give intervals.
+    """
+
+    frame: DataFrame = field(repr=False)
+    target: str
+    group: str
+    cross: DataFrame = field(repr=False)
+
+    def table(self, level: float = 0.9) -> DataFrame:
+        """The rows, with columns predicted, lower, upper and residual (target - predicted)."""
+        found = pandas.concat([self._group(name, level) for name in self.cross.index]).loc[self.frame.index]
+        return self.frame.assign(**found, residual=self.frame[self.target] - found.predicted)
+
+    def own(self) -> Series:
+        """Every row predicted without its own group."""
+        groups = self.frame[self.group].astype(str)
+        return pandas.concat([self.cross.loc[name, groups == name] for name in self.cross.index])[self.frame.index]
+
+    def _group(self, name: str, level: float) -> DataFrame:
+        own = self.frame[self.group].astype(str) == name
+        values, known = self.cross.loc[name, own], self.cross.loc[name, ~own].dropna()
+        left = self.frame[self.target] - known
+        lower, upper = conformal.interval(
+            values.to_numpy(), known.to_numpy(), left[known.index].to_numpy(), level=level
+        )
+        return DataFrame({"predicted": values, "lower": lower, "upper": upper})
+
+
+def cross(frame: DataFrame, features: Sequence[str], target: str, group: str, family: str) -> HeldOut:
+    """Fit without every group and every two groups: all that `leave_one_group_out` needs, once.
+
+    Raises:
+        ValueError: as `fit`; also columns that are missing, or fewer than two groups.
+    """
+    frame = complete(frame, [*features, target, group])
+    names, codes = numpy.unique(frame[group].astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least 2 values of {group!r} to leave one out, got {len(names)} ({', '.join(names)}); "
+            "add rows of other networks, or read the error in sample (prediction.fit)"
+        )
+    x, y = _checked(matrix(frame, features), frame[target].to_numpy(float), family, features)
+    found = _cross(x, y, codes, family, pairs=True)
+    return HeldOut(frame, target, group, DataFrame(found, index=names, columns=frame.index))
+
+
+def leave_one_group_out(
+    frame: DataFrame, features: Sequence[str], target: str, group: str, family: str, *, level: float = 0.9
+) -> DataFrame:
+    """Every row predicted by a curve that has not seen its group: columns predicted, lower, upper, residual.
+
+    The interval of a group is calibrated on the other groups alone, each predicted without both
+    (NaN with fewer than three groups). Rows without a value are dropped and counted in print.
+
+    Raises:
+        ValueError: as `cross`.
+    """
+    return cross(frame, features, target, group, family).table(level)
+
+
+def scores(y: ndarray, predicted: ndarray) -> dict[str, float]:
+    """R2 = 1 - sum (y - p)^2 / sum (y - mean y)^2 (NaN for constant y), root mean square and mean absolute error."""
+    left = numpy.asarray(y, float) - numpy.asarray(predicted, float)
+    spread = float(numpy.sum((y - numpy.mean(y)) ** 2))
+    r2 = 1 - float(left @ left) / spread if spread > 0 else numpy.nan
+    return {"r2": r2, "rmse": float(numpy.sqrt(numpy.mean(left**2))), "mae": float(numpy.mean(numpy.abs(left)))}
+
+
+def _cross(x: ndarray, y: ndarray, codes: ndarray, family: str, *, pairs: bool) -> ndarray:
+    """The values of `HeldOut.cross` (G, N); with ``pairs=False`` only each group by the curve without it."""
+    count = codes.max() + 1
+    found = numpy.full((count, len(y)), numpy.nan)
+    left_out = combinations_with_replacement(range(count), 2) if pairs else [(a, a) for a in range(count)]
+    for a, b in left_out:
+        kept = (codes != a) & (codes != b)
+        if kept.any():
+            curve = FAMILIES[family](x[kept], y[kept])
+            for this, other in ((a, b), (b, a)):
+                found[this, codes == other] = curve.predict(x[codes == other])
+    return found
+
+
+def matrix(x, features: Sequence[str]) -> ndarray:
+    """Features (N, D) of a table or an array: float, or object for a column of names."""
+    values = x[list(features)].to_numpy() if isinstance(x, DataFrame) else numpy.asarray(x)
+    values = values[:, None] if values.ndim == 1 else values
+    return values.astype(float) if values.dtype.kind in "biuf" else values.astype(object)
+
+
+def _unnamed(x) -> tuple[str, ...]:
+    """Names for the columns of an array: x, or x0, x1, ..."""
+    width = 1 if numpy.ndim(x) == 1 else numpy.shape(x)[1]
+    return ("x",) if width == 1 else tuple(f"x{column}" for column in range(width))
+
+
+def _checked(x: ndarray, y: ndarray, family: str, features: Sequence[str]) -> tuple[ndarray, ndarray]:
+    """The same arrays, if the family can be fitted to them."""
+    if family not in FAMILIES:
+        raise ValueError(did_you_mean("family", family, FAMILIES))
+    if len(x) != len(y) or len(y) < 3:
+        raise ValueError(f"expected at least 3 rows, as many of x as of y, got {len(x)} and {len(y)}")
+    if x.shape[1] > 1 and family not in SEVERAL:
+        raise ValueError(f"family {family!r} takes one feature, got {x.shape[1]}; for several: {', '.join(SEVERAL)}")
+    if family in ("mean", "lookup"):
+        return x, y
+    if x.dtype == object:
+        raise ValueError(f"family {family!r} takes numbers, got a column of names; for names: lookup")
+    bad = int((~numpy.isfinite(numpy.column_stack([x, y]))).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"expected finite x and y, got {bad} rows without; features.complete drops and counts them")
+    for name, values in zip(features, x.T, strict=True):
+        if numpy.ptp(values) == 0:
+            raise ValueError(f"expected a feature that varies, got {name} = {values[0]:.6g} in all {len(x)} rows")
+    return x, y

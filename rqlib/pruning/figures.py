@@ -1,0 +1,141 @@
+"""Figures of pruning: accuracy against what is kept, which weights stay, hidden sub-networks, ablations."""
+
+import math
+
+import plotly.graph_objects as go
+import scipy.stats
+import torch
+from pandas import DataFrame
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from rqlib.core import plots
+
+METHODS = {"lwm": "LWM", "hydra": "HYDRA", "admm": "ADMM", "multi_step": "multi-step", "scratch": "from scratch"}
+"""Method -> its name in figures; the colors follow the order."""
+SCORES = {"clean_accuracy": "clean accuracy", "robust_accuracy": "robust accuracy (PGD)"}
+
+PUBLISHED = DataFrame(
+    [(0.10, 0.488, 0.495), (0.05, 0.452, 0.487), (0.01, 0.343, 0.417)], columns=["kept", "lwm", "hydra"]
+).melt("kept", var_name="method", value_name="published_robust_accuracy")
+"""HYDRA, table 1 (arXiv 2002.10509): VGG-16 on CIFAR-10, epsilon 8/255, PGD 50 x 10, with 500,000 extra images."""
+
+
+def accuracy_against_kept(rows: DataFrame, *, title: str = "Accuracy against what is kept") -> go.Figure:
+    """Clean and robust accuracy of every method; a line is the mean over seeds, a bar its 95% t interval.
+
+    Args:
+        rows: kept, method, seed, clean_accuracy, robust_accuracy; rows of the method ``dense`` are a dashed line.
+    """
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(SCORES.values()), horizontal_spacing=0.1)
+    for column, score in enumerate(SCORES, start=1):
+        for method in [name for name in METHODS if (rows.method == name).any()]:
+            line = _line(over_seeds(rows[rows.method == method], score), method, showlegend=column == 1)
+            figure.add_trace(line, row=1, col=column)
+        if (rows.method == "dense").any():
+            dense = rows[rows.method == "dense"][score].mean()
+            figure.add_hline(dense, line={"color": "#222222", "width": 1, "dash": "dash"}, row=1, col=column)
+    shares = sorted(rows[rows.method != "dense"].kept.unique())
+    figure.update_xaxes(
+        title="weights kept (fraction)", type="log", tickvals=shares, ticktext=[f"{k:g}" for k in shares]
+    )
+    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero", col=1)
+    figure.update_yaxes(rangemode="tozero", col=2)
+    return figure.update_layout(title=title, height=480, margin={"t": 90})
+
+
+def over_seeds(rows: DataFrame, score: str) -> DataFrame:
+    """kept, mean, half (of the 95% t interval, NaN for one seed), seeds; one row a kept fraction."""
+    found = rows.groupby("kept")[score].agg(["mean", "std", "count"]).reset_index()
+    reach = [scipy.stats.t.ppf(0.975, n - 1) if n > 1 else math.nan for n in found["count"]]
+    return found.assign(half=reach * found["std"] / found["count"] ** 0.5)[["kept", "mean", "half", "count"]]
+
+
+def _line(found: DataFrame, method: str, *, showlegend: bool) -> go.Scatter:
+    shade = plots.PALETTE[list(METHODS).index(method)]
+    return go.Scatter(
+        x=found.kept,
+        y=found["mean"],
+        name=METHODS[method],
+        legendgroup=method,
+        showlegend=showlegend,
+        mode="lines+markers",
+        line={"color": shade, "dash": "dot" if method == "scratch" else "solid"},
+        error_y={"array": found.half, "visible": bool(found.half.notna().any())},
+        customdata=found["count"],
+        hovertemplate=f"{METHODS[method]}, kept %{{x:g}}<br>%{{y:.4f}} over %{{customdata}} seeds<extra></extra>",
+    )
+
+
+def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, title: str = "") -> go.Figure:
+    """Values of a layer's weights, and of those that each mask keeps; counts on a logarithmic axis.
+
+    Args:
+        weight: of the dense network.
+        masks: name of a method -> mask (bool) that broadcasts against the weight.
+    """
+    reach = weight.abs().max().item() or 1.0
+    centers = torch.linspace(-reach, reach, 2 * bins + 1)[1::2].tolist()
+
+    def counted(values: Tensor, name: str) -> dict:
+        counts = torch.histc(values.float().cpu(), bins, -reach, reach).tolist()
+        label = METHODS.get(name, name)
+        hover = f"{label} %{{x:.4g}}<br>%{{customdata:,}} weights<extra></extra>"
+        shown = [max(count, 0.1) for count in counts]  # 0 lies below the logarithmic axis
+        title = f"{label} ({values.numel():,})"
+        return {"x": centers, "y": shown, "customdata": counts, "name": title, "hovertemplate": hover}
+
+    figure = go.Figure(go.Bar(**counted(weight, "dense"), width=2 * reach / bins, marker_color="#D0D0D0"))
+    for name, mask in masks.items():
+        shade = plots.PALETTE[list(METHODS).index(name)]
+        line = {"color": shade, "shape": "hvh", "width": 1.5}
+        figure.add_scatter(**counted(weight[mask.expand_as(weight)], name), mode="lines", line=line)
+    figure.update_xaxes(title="weight before pruning")
+    most = max(figure.data[0].customdata)
+    figure.update_yaxes(title="weights", type="log", dtick=1, range=[math.log10(0.5), math.log10(max(most, 1)) + 0.1])
+    return figure.update_layout(title=title, height=440, bargap=0)
+
+
+def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in networks") -> go.Figure:
+    """Robust accuracy by the objectives of pretraining (row) and pruning (column); clean accuracy is written below.
+
+    Args:
+        rows: pretrained_for, pruned_for (``dense`` is the network itself), clean_accuracy, robust_accuracy.
+    """
+    clean, robust = (rows.pivot_table(score, "pretrained_for", "pruned_for", sort=False) for score in SCORES)
+    written = zip(robust.to_numpy(), clean.to_numpy(), strict=True)
+    heatmap = go.Heatmap(
+        z=robust.to_numpy(),
+        x=list(robust.columns),
+        y=list(robust.index),
+        customdata=clean.to_numpy(),
+        text=[[f"robust {r:.3f}<br>clean {c:.3f}" for r, c in zip(*pair, strict=True)] for pair in written],
+        texttemplate="%{text}",
+        hovertemplate="pretrained for %{y}, pruned for %{x}<br>robust %{z:.4f}, clean %{customdata:.4f}<extra></extra>",
+        zmin=0,
+        colorscale=plots.SCALE,
+        colorbar={"title": "robust<br>accuracy"},
+    )
+    figure = go.Figure(heatmap)
+    figure.update_xaxes(title="pruned for", type="category")
+    figure.update_yaxes(title="pretrained for", type="category", autorange="reversed")
+    return figure.update_layout(title=title, width=760, height=440)
+
+
+def ablation(rows: DataFrame, *, title: str = "How much data and how many epochs choosing takes") -> go.Figure:
+    """Clean and robust accuracy against the number of images, and of epochs, that the scores were trained with.
+
+    Args:
+        rows: varied (``images`` or ``epochs``), amount, clean_accuracy, robust_accuracy.
+    """
+    names = [name for name in ("images", "epochs") if (rows.varied == name).any()]
+    figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True)
+    for column, name in enumerate(names, start=1):
+        part = rows[rows.varied == name].sort_values("amount")
+        for shade, (score, label) in zip(plots.PALETTE, SCORES.items(), strict=False):
+            line = go.Scatter(x=part.amount, y=part[score], name=label, showlegend=column == 1, line={"color": shade})
+            figure.add_trace(line.update(mode="lines+markers"), row=1, col=column)
+        figure.update_xaxes(title=f"training {name}", type="log", row=1, col=column)
+        figure.update_xaxes(tickvals=part.amount, ticktext=[f"{n:,}" for n in part.amount], row=1, col=column)
+    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero", col=1)
+    return figure.update_layout(title=title, height=430)

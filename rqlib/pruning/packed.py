@@ -1,0 +1,135 @@
+"""A pruned network as a file of about the size that `measures.storage` says, loaded to the same logits.
+
+Of a layer's weights the nonzero ones are kept, as they are or by their numbers in a codebook, and where they lie: as a
+bitmap, or as gaps in Rice's code (Rice and Plaunt 1971). Everything else is kept as it is. The file begins with what a
+checkpoint says of its network, as compressed JSON; nothing in it is ever executed.
+"""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy
+import torch
+from numpy import ndarray
+from torch import Tensor, nn
+
+from rqlib.core import files, layers
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.measures import cost
+from rqlib.models import checkpoints
+
+_MAGIC = b"RQZ1"
+_SIZES = struct.Struct("<II")  # bytes of the header, checksum of all that follows
+_MOST_LOW_BITS = 24
+
+
+def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
+    """Write a plain network (`parametrizations.bake`), atomically. Options and errors as `checkpoints.content`."""
+    content = checkpoints.content(model, name, spec, **options)
+    weights = {f"{layer}.weight" for layer, _ in layers.weighted_layers(model)}
+    encoded = {key: (_sparse if key in weights else _raw)(tensor) for key, tensor in content.pop("state").items()}
+    how = [[key, *description] for key, (description, _) in encoded.items()]
+    header = zlib.compress(json.dumps([content, how], separators=(",", ":")).encode(), 9)
+    body = header + b"".join(stream for _, stream in encoded.values())
+    with files.atomic(path) as part:
+        part.write_bytes(_MAGIC + _SIZES.pack(len(header), zlib.crc32(body)) + body)
+    return Path(path)
+
+
+def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
+    """The network and what else the file says, as `models.load`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, damaged or foreign; or as `models.load`.
+    """
+    start, whole = len(_MAGIC) + _SIZES.size, Path(path).read_bytes()
+    size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
+    if not whole.startswith(_MAGIC) or zlib.crc32(whole[start:]) != checksum:
+        raise ValueError(f"{path}: not a whole compressed network; write it by pruning.pack")
+    content, how = json.loads(zlib.decompress(whole[start : start + size]))
+    stream = io.BytesIO(whole[start + size :])
+    state = {name: _decoded(stream, shape, dtype, *coding) for name, shape, dtype, *coding in how}
+    return checkpoints.rebuilt(path, content | {"state": state}, expected)
+
+
+def _raw(tensor: Tensor) -> tuple[list, bytes]:
+    """(shape and type, bytes) of a tensor as it is."""
+    values = tensor.contiguous().numpy()
+    return [list(values.shape), values.dtype.str], values.tobytes()
+
+
+def _sparse(weight: Tensor) -> tuple[list, bytes]:
+    """(shape, type and coding, bytes) of a weight: all of its values, or an index and the nonzero ones."""
+    (shape, dtype), _ = _raw(weight)
+    values = weight.contiguous().numpy().ravel()
+    positions = values.nonzero()[0]
+    index, where = _index(positions, values.size)
+    entries, nonzero = _values(values[positions])
+    all_entries, everything = _values(values)
+    if len(where) + len(nonzero) < len(everything):
+        return [shape, dtype, len(positions), entries, *index], where + nonzero
+    return [shape, dtype, -1, all_entries], everything
+
+
+def _decoded(stream: io.BytesIO, shape: list[int], dtype: str, count: int | None = None, entries: int = 0, *index):
+    """The tensor that `_raw` or `_sparse` encoded."""
+    size = int(numpy.prod(shape))
+    if count is None or count < 0:
+        return torch.from_numpy(_read_values(stream, size, dtype, entries).reshape(shape))
+    weight, positions = numpy.zeros(size, dtype), _read_index(stream, count, size, *index)
+    weight[positions] = _read_values(stream, count, dtype, entries)
+    return torch.from_numpy(weight.reshape(shape))
+
+
+def _values(values: ndarray) -> tuple[int, bytes]:
+    """(size of the codebook, bytes): the codebook and numbers in it; without one (0) the values as they are."""
+    codebook, codes = numpy.unique(values, return_inverse=True)
+    if cost.with_codebook(len(values), len(codebook), len(codebook)) < 32 * len(values):
+        return len(codebook), codebook.tobytes() + _bits(codes, cost.code_bits(len(codebook)))
+    return 0, values.tobytes()
+
+
+def _read_values(stream: io.BytesIO, count: int, dtype: str, entries: int) -> ndarray:
+    stored = numpy.frombuffer(stream.read((entries or count) * numpy.dtype(dtype).itemsize), dtype)
+    return stored[_numbers(stream, count, cost.code_bits(entries))] if entries else stored.copy()
+
+
+def _index(positions: ndarray, size: int) -> tuple[list[int], bytes]:
+    """(low bits and length of the unary part, bytes) of gaps in Rice's code; without these a bitmap."""
+    gaps = numpy.diff(positions, prepend=-1) - 1
+    lengths = [int((gaps >> low).sum()) + len(gaps) * (1 + low) for low in range(_MOST_LOW_BITS)]
+    low = int(numpy.argmin(lengths))
+    if lengths[low] >= size:
+        bitmap = numpy.zeros(size, bool)
+        bitmap[positions] = True
+        return [], numpy.packbits(bitmap).tobytes()
+    ends = numpy.cumsum((gaps >> low) + 1) - 1
+    unary = numpy.zeros(int(ends[-1]) + 1 if len(ends) else 0, bool)
+    unary[ends] = True
+    return [low, len(unary)], numpy.packbits(unary).tobytes() + _bits(gaps & ((1 << low) - 1), low)
+
+
+def _read_index(stream: io.BytesIO, count: int, size: int, low: int = 0, length: int = -1) -> ndarray:
+    ones = numpy.unpackbits(_bytes(stream, size if length < 0 else length)).nonzero()[0]
+    if length < 0:
+        return ones
+    gaps = ((numpy.diff(ones, prepend=-1) - 1) << low) + _numbers(stream, count, low)
+    return numpy.cumsum(gaps + 1) - 1
+
+
+def _bits(numbers: ndarray, width: int) -> bytes:
+    """Numbers in so many bits each."""
+    return numpy.packbits((numbers.reshape(-1, 1) >> numpy.arange(width)) & 1).tobytes()
+
+
+def _numbers(stream: io.BytesIO, count: int, width: int) -> ndarray:
+    bits = numpy.unpackbits(_bytes(stream, count * width), count=count * width).reshape(count, width)
+    return bits.astype(numpy.int64) @ (1 << numpy.arange(width))
+
+
+def _bytes(stream: io.BytesIO, bits: int) -> ndarray:
+    return numpy.frombuffer(stream.read(-(-bits // 8)), numpy.uint8)

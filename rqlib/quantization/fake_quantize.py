@@ -1,0 +1,78 @@
+"""Weights and signals on the grid of a format, gradients straight through: what quantized networks compute with."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from rqlib.quantization.formats import Format
+
+
+class Quantized(nn.Module):
+    """x on the grid of a format: ``scale round(x / scale)``; the gradient passes inside the range and is 0 outside.
+
+    With ``masked = False`` it passes everywhere: an attack then also climbs where the range is left.
+
+    As the parametrization of a weight it quantizes the weight, as a module in the flow of a network it
+    quantizes the signal.
+
+    Args:
+        scale: what one unit of the format is worth; one number, or a shape that broadcasts against x
+            (one scale an output channel).
+
+    Source: straight-through estimator, Y. Bengio et al. 2013, arXiv:1308.3432; its mask as in B. Jacob et al.
+    2018, arXiv:1712.05877.
+    """
+
+    def __init__(self, format: Format, scale: Tensor):
+        super().__init__()
+        self.format, self.masked = format, True
+        self.register_buffer("scale", scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return _FakeQuantize.apply(x, self.scale, self.format, self.masked)
+        return self.format.round(x / self.scale) * self.scale
+
+    def right_inverse(self, x: Tensor) -> Tensor:
+        """What to store so that x is computed with: x itself (assigning to ``layer.weight`` works)."""
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.format.name}, {self.scale.numel()} scale{'s' if self.scale.numel() > 1 else ''}"
+
+
+class _FakeQuantize(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, format: Format, masked: bool) -> Tensor:
+        return format.round(x / scale) * scale
+
+    @staticmethod
+    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+        x, scale, format, masked = inputs
+        limit = format.max * (1 + 1e-6) * scale  # a margin: a rounded scale may leave the largest value just outside
+        context.save_for_backward(x.abs() <= limit if masked else torch.ones_like(x, dtype=torch.bool))
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple:
+        (inside,) = context.saved_tensors
+        return gradient * inside, None, None, None
+
+
+def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:
+    """The `Quantized` that a layer's tensor goes through last, None where there is none."""
+    if not parametrize.is_parametrized(layer, name):
+        return None
+    return next((step for step in reversed(layer.parametrizations[name]) if isinstance(step, Quantized)), None)
+
+
+def unmasked(model: nn.Module) -> nn.Module:
+    """A copy whose `Quantized` weights and signals pass their gradients everywhere, for attacks."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, Quantized):
+            module.masked = False
+    return twin

@@ -1,0 +1,163 @@
+"""Where the signals of a network are quantized, found on its graph (torch.fx).
+
+After each convolution, linear layer, average pool, sum and concatenation, behind the activation function
+that belongs to it; and wherever a convolution or linear layer would otherwise read values that are on no
+grid: the network's normalized input, a BatchNorm that could not be folded, an operation not listed here.
+"""
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from rqlib.core import layers
+
+ACTIVATION = "activation"  # belongs to the operation before it
+AVERAGE, SUM, CONCAT, WEIGHTED = "average", "sum", "concat", "weighted"  # quantized behind
+KEEP = "keep"  # moves values or selects among them: what was on a grid still is
+OTHER = "other"
+QUANTIZED = (WEIGHTED, AVERAGE, SUM, CONCAT)
+
+_POOLS = ("AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d")
+_MODULES = {
+    WEIGHTED: layers.WEIGHTED,
+    AVERAGE: tuple(getattr(nn, name) for name in _POOLS),
+    ACTIVATION: (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid)
+    + (nn.SiLU, nn.GELU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus),
+    KEEP: (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+    + (nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ChannelShuffle, nn.PixelShuffle),
+}
+_FUNCTIONS = {
+    AVERAGE: (torch.mean, F.avg_pool2d, F.adaptive_avg_pool2d, F.avg_pool1d, F.adaptive_avg_pool1d),
+    SUM: (torch.add, operator.add, operator.iadd),
+    CONCAT: (torch.cat, torch.concat),
+    ACTIVATION: (torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.hardtanh, F.hardswish, F.hardsigmoid)
+    + (F.silu, F.gelu, F.mish, torch.sigmoid, torch.tanh, F.softplus),
+    KEEP: (torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze, torch.chunk)
+    + (torch.split, operator.getitem, F.dropout, F.max_pool2d, F.adaptive_max_pool2d),
+}
+_METHODS = {
+    AVERAGE: ("mean",),
+    SUM: ("add", "add_"),
+    ACTIVATION: ("relu", "relu_", "sigmoid", "tanh"),
+    KEEP: ("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "chunk")
+    + ("split",),
+}
+RELUS = (nn.ReLU, torch.relu, F.relu, "relu", "relu_")
+
+
+def insert(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """A network's graph with an identity module ``quantizers.NAME`` at every point; it shares the network's layers.
+
+    Args:
+        model: in eval mode.
+        sample: a batch of images, to learn which values of the graph are tensors.
+
+    Raises:
+        ValueError: torch.fx cannot trace the network.
+    """
+    network = fx.GraphModule(model, layers.trace(model), type(model).__name__)
+    with torch.no_grad():
+        signals = _Signals(network, sample)
+    sources = {_behind_activation(network, node) for node in network.graph.nodes if kind(network, node) in QUANTIZED}
+    sources |= {
+        node.all_input_nodes[0]
+        for node in network.graph.nodes
+        if kind(network, node) == WEIGHTED and not _is_quantized(network, node.all_input_nodes[0], sources)
+    }
+    for node in [node for node in network.graph.nodes if node in sources and node in signals.nodes]:
+        _insert_behind(network, node)
+    network.recompile()
+    return network
+
+
+def kind(network: fx.GraphModule, node: fx.Node) -> str:
+    """What an operation does to the grid its input is on."""
+    if node.op == "call_module":
+        module = network.get_submodule(node.target)
+        return next((name for name, types in _MODULES.items() if isinstance(module, types)), OTHER)
+    table = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
+    found = next((name for name, targets in table.items() if node.target in targets), OTHER)
+    return OTHER if found == SUM and len(_signal_inputs(node)) < 2 else found
+
+
+def is_identity(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation gives its input back: what is left of a folded BatchNorm, dropout in eval mode."""
+    return node.op == "call_module" and isinstance(network.get_submodule(node.target), nn.Identity | nn.Dropout)
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Whether an operation asks for the shape of a signal, not for its values."""
+    return node.target in (getattr, "size", "dim")
+
+
+def bounds(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """(lowest, highest) of an activation that only clips: ReLU, ReLU6, hardtanh; None of another."""
+    module = network.get_submodule(node.target) if node.op == "call_module" else None
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return module.min_val, module.max_val
+    return (0.0, torch.inf) if is_relu(network, node) else None
+
+
+def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation is max(x, 0)."""
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(node.target), nn.ReLU)
+    return node.target in RELUS
+
+
+def _signal_inputs(node: fx.Node) -> list[fx.Node]:
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+class _Signals(fx.Interpreter):
+    """Runs the network once; ``nodes`` are those whose value is a floating point tensor."""
+
+    def __init__(self, network: fx.GraphModule, sample: Tensor):
+        super().__init__(network)
+        self.nodes: set[fx.Node] = set()
+        self.run(sample)
+
+    def run_node(self, node: fx.Node):
+        value = super().run_node(node)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            self.nodes.add(node)
+        return value
+
+
+def _behind_activation(network: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The activation that alone reads the node, or the node itself; a folded BatchNorm or dropout may lie between."""
+    last = node
+    while len(node.users) == 1:
+        (node,) = node.users
+        if kind(network, node) == ACTIVATION:
+            return node
+        if not is_identity(network, node):
+            break
+    return last
+
+
+def _is_quantized(network: fx.GraphModule, node: fx.Node, sources: set[fx.Node]) -> bool:
+    """Whether the node's value comes from a quantized one through operations that keep the grid."""
+    while node not in sources:
+        if kind(network, node) != KEEP and not is_relu(network, node):
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
+def _insert_behind(network: fx.GraphModule, node: fx.Node) -> None:
+    name = f"quantizers.{node.name}"
+    network.add_submodule(name, nn.Identity())
+    with network.graph.inserting_after(node):
+        point = network.graph.call_module(name, (node,))
+    node.replace_all_uses_with(point)
+    point.args = (node,)
+
+
+def origin(network: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The quantized point whose grid a value is on, seen through the operations that keep it."""
+    while not str(node.target).startswith("quantizers."):
+        node = node.all_input_nodes[0]
+    return node

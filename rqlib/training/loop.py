@@ -1,0 +1,233 @@
+"""`fit`, the only supervised loop: logged, resumable bit for bit, best epoch by validation.
+
+Every epoch draws its order, augmentation and dropout from (seed, epoch) alone, so an interrupted
+training goes on from its last whole epoch exactly as if nothing had happened.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rqlib import data, measures
+from rqlib.core import files, ledger, runtime
+from rqlib.core.vocabulary import Attack, Objective
+from rqlib.training import overfitting
+from rqlib.training.recipes import Recipe
+
+ROBUST_ACCURACY = "validation_robust_accuracy"
+_CHECK_LOSS_EVERY = 16  # batches: a look at the loss waits for the GPU
+
+
+def fit(
+    model: nn.Module,
+    dataset: data.ImageDataset,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    attack: Attack | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    after_epoch: Callable[[nn.Module, list[dict]], None] | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    keep: str = "best",
+) -> pandas.DataFrame:
+    """Train ``model`` in place; return one row an epoch; leave the best epoch's weights in the model.
+
+    Best is the highest validation accuracy, under ``attack`` where one is given (robust
+    overfitting: Rice et al. 2020, arXiv 2002.11569); without validation images the last epoch.
+
+    Args:
+        objective: (model, x, y) -> loss, called in train mode.
+        attack: validation images are also scored under it (column ``validation_robust_accuracy``), and
+            `overfitting.flag` says what its course means (column ``overfitting``).
+        after_step: called with the model after every optimizer step (projections).
+        after_epoch: called with the model and the rows so far (schedules, live curves).
+        checkpoint: file in which the whole state is kept after every epoch. If it exists, training
+            goes on from it, bit for bit on a CPU. `weights` reads its best or last weights.
+        seed: order, augmentation and dropout depend on (seed, epoch) and nothing else.
+        keep: ``best``, or ``last`` where what is trained for changes from epoch to epoch.
+
+    Returns:
+        DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds,
+        images_per_second.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite; names epoch, batch and the last good state.
+        ValueError: the checkpoint belongs to another training; unknown ``keep``.
+    """
+    if keep not in ("best", "last"):
+        raise ValueError(f"expected keep = 'best' or 'last', got {keep!r}")
+    runtime.active().place(model)
+    training = _Training(model, recipe, checkpoint, seed, len(dataset.train.labels))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for epoch in runtime.progress(range(training.epoch, recipe.epochs), "epochs"):
+            training.add(_epoch(training, dataset, objective, attack, after_step, epoch))
+            training.remember(keep)
+            if after_epoch is not None:
+                after_epoch(model, training.history)
+            training.save()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    model.load_state_dict(training.best)
+    return pandas.DataFrame(training.history)
+
+
+def weights(checkpoint: str | Path, which: str = "best") -> dict[str, Tensor]:
+    """The ``best`` or ``last`` state dict of a training's checkpoint file."""
+    if which not in ("best", "last"):
+        raise ValueError(f"expected which = 'best' or 'last', got {which!r}")
+    return files.load_tensors(checkpoint)[which]
+
+
+class _Training:
+    """What must survive an interruption: weights, optimizer, averages, best epoch, history."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: str | Path | None, seed: int, images: int):
+        self.model, self.recipe, self.seed = model, recipe, seed
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        start = ledger.fingerprint(model.state_dict())
+        self.identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images, "start": start}
+        self.optimizer = recipe.optimizer(model)
+        self.average = None
+        if recipe.ema_decay is not None:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.history: list[dict] = []
+        self.best: dict[str, Tensor] = {}
+        if self.checkpoint and self.checkpoint.exists():
+            self._load()
+
+    @property
+    def epoch(self) -> int:
+        """Number of whole epochs done."""
+        return len(self.history)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is validated and kept: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def add(self, row: dict) -> None:
+        """Log an epoch, flagged by the robust accuracies so far."""
+        self.history.append(row)
+        if ROBUST_ACCURACY in row:
+            row["overfitting"] = overfitting.flag([row[ROBUST_ACCURACY] for row in self.history])
+
+    def remember(self, keep: str) -> None:
+        """Copy the weights if the last epoch is the best so far (or nothing tells, or the last is wanted)."""
+        scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in self.history]
+        if keep == "last" or scores[-1] is None or scores[-1] >= max(scores):
+            self.best = _copied(self.scored.state_dict())
+
+    def save(self) -> None:
+        """Write everything atomically, if there is a file to write to."""
+        if self.checkpoint is None:
+            return
+        content = {
+            "identity": self.identity,
+            "last": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "history": self.history,
+        }
+        files.save_tensors(self.checkpoint, content)
+
+    def _load(self) -> None:
+        content = files.load_tensors(self.checkpoint, next(self.model.parameters()).device)
+        found = content.get("identity")
+        if found != self.identity:
+            raise ValueError(
+                f"{self.checkpoint} belongs to another training: expected {self.identity}, got {found}; "
+                "remove the file or give another one"
+            )
+        self.model.load_state_dict(content["last"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.best, self.history = content["best"], content["history"]
+
+
+def _epoch(training: _Training, dataset, objective: Objective, attack, after_step, epoch: int) -> dict:
+    started = time.perf_counter()
+    loss = _train_epoch(training, dataset, objective, after_step, epoch)
+    seconds = time.perf_counter() - started
+    return {
+        "epoch": epoch + 1,
+        "loss": loss,
+        **_validate(training.scored, dataset.validation, attack),
+        "lr": training.optimizer.param_groups[0]["lr"],
+        "seconds": seconds,
+        "images_per_second": len(dataset.train.labels) / seconds,
+    }
+
+
+def _train_epoch(training: _Training, dataset, objective: Objective, after_step, epoch: int) -> float:
+    """One pass over the training images; returns the mean loss."""
+    model, recipe, policy = training.model.train(), training.recipe, runtime.active()
+    generator = runtime.generator(training.seed, epoch)
+    augment = dataset.augment if recipe.augment else None
+    steps = -(-len(dataset.train.labels) // recipe.batch_size)
+    losses: list[Tensor] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())
+        batches = data.batches(*dataset.train, recipe.batch_size, shuffle=True, augment=augment, generator=generator)
+        for step, (x, y) in enumerate(batches):
+            _set_lr(training.optimizer, recipe.lr_at(epoch + (step + 1) / (steps + 1)))
+            with policy.autocast():
+                loss = objective(model, x, y)
+            training.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            training.optimizer.step()
+            losses.append(loss.detach())
+            if after_step is not None:
+                after_step(model)
+            if training.average is not None:
+                training.average.update_parameters(model)
+            if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
+                _check_finite(losses, epoch, training.checkpoint)
+    return torch.stack(losses).mean().item()
+
+
+@torch.no_grad()
+def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dict:
+    if not len(split.labels):
+        return {"validation_loss": None, "validation_accuracy": None}
+    logits, labels = measures.logits(model, *split), split.labels.cpu()
+    row = {
+        "validation_loss": F.cross_entropy(logits, labels).item(),
+        "validation_accuracy": (logits.argmax(1) == labels).float().mean().item(),
+    }
+    if attack is not None:
+        with torch.enable_grad():
+            row[ROBUST_ACCURACY] = measures.accuracy(model, *split, attack=attack)
+    return row
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
+    checked = max(0, len(losses) - _CHECK_LOSS_EVERY)
+    bad = (~torch.isfinite(torch.stack(losses[checked:]))).nonzero() + checked
+    if len(bad):
+        kept = f"the last good state is epoch {epoch} in {checkpoint}" if checkpoint and epoch else "no epoch was kept"
+        raise FloatingPointError(
+            f"loss {losses[bad[0]].item()} in epoch {epoch + 1}, batch {bad[0].item() + 1}: training stopped; {kept}. "
+            "Lower the learning rate, or use precision float32"
+        )

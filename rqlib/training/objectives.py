@@ -1,0 +1,102 @@
+"""What training minimizes: functions (model, x, y) -> scalar loss, composed with `functools.partial`.
+
+The attack inside a robust objective runs in eval mode, differentiates with respect to the images only
+and leaves no gradient on the weights (`leaky_adversarial` is the named exception).
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rqlib.core import runtime
+from rqlib.core.vocabulary import Attack, Objective, did_you_mean
+
+
+def natural(model: nn.Module, x: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy on clean images.
+
+    With smoothing s the target of class k is ``(1 - s) [k = y] + s / K`` (Szegedy et al. 2016,
+    arXiv 1512.00567).
+    """
+    return F.cross_entropy(model(x).float(), y, label_smoothing=label_smoothing)
+
+
+def adversarial(model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy on attacked images alone (Madry et al. 2018, arXiv 1706.06083)."""
+    return natural(model, attack(model, x, y), y, label_smoothing=label_smoothing)
+
+
+def mixed(model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over the images and their attacked versions: half and half, one forward of both."""
+    both = torch.cat([x, attack(model, x, y)])
+    return natural(model, both, torch.cat([y, y]), label_smoothing=label_smoothing)
+
+
+def trades(
+    model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, beta: float = 6.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """``CE(f(x), y) + beta KL(f(x) || f(x'))``, x' by ascent on that divergence (Zhang et al. 2019, arXiv 1901.08573).
+
+    ``attack`` is given the network's own probabilities as soft labels: the gradient of their
+    cross-entropy is that of the divergence.
+    """
+    with runtime.evaluating(model), torch.no_grad():
+        believed = model(x).float().softmax(1)
+    attacked = attack(model, x, believed)
+    clean = model(x).float()
+    divergence = F.kl_div(model(attacked).float().log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, y, label_smoothing=label_smoothing) + beta * divergence
+
+
+def leaky_adversarial(
+    model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0
+) -> Tensor:
+    """A known mistake, for comparison: as `adversarial`, plus the loss of every iterate the attack has looked at.
+
+    A loop that calls ``backward`` inside the attack and clears no gradients before the update trains on
+    ``sum_t CE(f(x_t), y) + CE(f(x'), y)``: with T steps the update is about T + 1 times larger.
+    """
+    iterates: list[Tensor] = []
+    watching = model.register_forward_pre_hook(lambda module, inputs: iterates.append(inputs[0].detach()))
+    try:
+        iterates.append(attack(model, x, y))
+    finally:
+        watching.remove()
+    return sum(natural(model, iterate, y, label_smoothing=label_smoothing) for iterate in iterates)
+
+
+def smoothed(
+    model: nn.Module, x: Tensor, y: Tensor, *, sigma: float = 0.25, beta: float = 6.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: a network that noise does not move, to be smoothed.
+
+    ``sigma`` in pixels; the noisy images are not clipped. Stability training, Li et al. 2019, arXiv 1809.03113;
+    Carmon et al. 2019, arXiv 1905.13736.
+    """
+    clean = model(x).float()
+    noisy = model(x + sigma * torch.randn_like(x)).float()
+    divergence = F.kl_div(noisy.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    return F.cross_entropy(clean, y, label_smoothing=label_smoothing) + beta * divergence
+
+
+ROBUST = {"adversarial": adversarial, "mixed": mixed, "trades": trades, "leaky_adversarial": leaky_adversarial}
+"""Name -> objective that attacks the images it trains on."""
+
+OBJECTIVES = {"natural": natural, "smoothed": smoothed} | ROBUST
+
+
+def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:
+    """An objective by name, its settings bound; ``attack`` goes to those in `ROBUST`.
+
+    Raises:
+        ValueError: unknown name; a robust objective without an attack.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(did_you_mean("objective", name, OBJECTIVES))
+    if name not in ROBUST:
+        return partial(OBJECTIVES[name], **settings)
+    if attack is None:
+        raise ValueError(f"expected an attack for the objective {name!r}, got none; make one by attacks.named")
+    return partial(ROBUST[name], attack=attack, **settings)

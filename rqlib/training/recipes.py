@@ -1,0 +1,103 @@
+"""How long, how fast, how regularized: `Recipe` and its learning-rate schedules."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rqlib.core.vocabulary import did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about an optimization but the network, the data and the objective.
+
+    Learning rate at a time t in epochs: ``lr * SCHEDULES[schedule](t / epochs)``, times ``t`` during
+    the first epoch where ``warm_up`` is set. Change one setting with `dataclasses.replace`.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warm_up: bool = False
+    label_smoothing: float = 0.0
+    augment: bool = True
+    ema_decay: float | None = None
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}")
+        if self.lr <= 0:
+            raise ValueError(f"expected lr > 0, got {self.lr}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(did_you_mean("schedule", self.schedule, SCHEDULES))
+
+    def lr_at(self, time: float) -> float:
+        """Learning rate at a time in epochs, 0 <= time < epochs."""
+        warm_up = min(time, 1.0) if self.warm_up else 1.0
+        return self.lr * warm_up * SCHEDULES[self.schedule](time / self.epochs)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD over the parameters that require a gradient."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(
+            trained,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+
+def _constant(done: float) -> float:
+    return 1.0
+
+
+def _steps(done: float) -> float:
+    """x0.2 at 30%, 60% and 80% (epochs 60, 120, 160 of 200)."""
+    return 0.2 ** sum(done >= milestone for milestone in (0.3, 0.6, 0.8))
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _triangle(done: float) -> float:
+    """Linear up to the peak at 20%, linear down to 0 (one-cycle; Smith 2018, arXiv 1803.09820)."""
+    return min(done / 0.2, (1 - done) / 0.8)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": _constant,
+    "steps": _steps,
+    "cosine": _cosine,
+    "triangle": _triangle,
+}
+
+_FAST = {"nesterov": True, "weight_decay": 5e-4, "schedule": "triangle", "label_smoothing": 0.1}
+RECIPES = {
+    "seed001": Recipe(200, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="steps", warm_up=True),
+    "seed003": Recipe(10, batch_size=100, lr=1e-3, augment=False),
+    "hydra": Recipe(100, lr=0.1, weight_decay=1e-4, schedule="cosine"),
+    "finetune": Recipe(100, lr=0.01, weight_decay=1e-4, schedule="cosine"),
+    "fast": Recipe(24, lr=0.2, **_FAST),
+    "quick": Recipe(16, lr=0.1, **_FAST),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RECIPES:
+        raise ValueError(did_you_mean("recipe", name, RECIPES))
+    return RECIPES[name]

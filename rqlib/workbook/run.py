@@ -1,0 +1,139 @@
+"""Run a notebook in batch: parameters checked before a kernel starts, the result whole or absent.
+
+python -m rqlib.workbook.run NOTEBOOK OUT [-f params.yaml]... [-p name=value]... [--report HTML]
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillException, PapermillExecutionError
+from traitlets.config import Config
+
+from rqlib.core import files
+from rqlib.workbook import parameters, report
+from rqlib.workbook.parameters import ParameterError
+
+
+def run(notebook: str | Path, out: str | Path, values: dict) -> Path:
+    """Execute a notebook with these parameters and write it to ``out``, whole, without widget state.
+
+    Where a cell fails, the notebook so far, with the error in it, is kept as ``OUT.failed.ipynb``, and
+    ``out`` stays as it was.
+
+    Raises:
+        ParameterError: as `parameters.check`; nothing has been started or written.
+        PapermillExecutionError: a cell failed.
+    """
+    checked = parameters.check(values, declared(notebook))
+    failed = Path(out).with_suffix(".failed.ipynb")
+    with files.atomic(out) as part:
+        try:
+            _execute(notebook, part, checked)
+        except BaseException:
+            if part.stat().st_size:
+                part.replace(failed)
+            raise
+    failed.unlink(missing_ok=True)
+    return Path(out)
+
+
+def declared(notebook: str | Path) -> dict[str, str]:
+    """Name -> type, as text, of a notebook's parameters.
+
+    Raises:
+        ParameterError: no such notebook, or none with one cell tagged ``parameters``.
+    """
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ParameterError(f"{notebook}: expected a notebook (.ipynb), got {error}") from error
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{notebook}: expected one cell tagged 'parameters', got {len(tagged)}")
+    return parameters.declared_in("".join(tagged[0]["source"]))
+
+
+def _execute(notebook: str | Path, out: Path, values: dict) -> None:
+    """papermill over sockets in a private folder: kernels that start at once on a machine race for no port.
+
+    The folder is in /tmp, whatever TMPDIR says: the path of a socket has at most 107 letters.
+    """
+    with tempfile.TemporaryDirectory(prefix="rqlib-", dir="/tmp") as sockets:
+        papermill.execute_notebook(
+            notebook,
+            out,
+            values,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            store_widget_state=False,
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+        )
+
+
+def read_values(paths: list[str], settings: list[str]) -> dict:
+    """Parameters of YAML files, then of ``name=value`` settings (the value in YAML); later ones win.
+
+    Raises:
+        ParameterError: a file that is missing or no mapping, or a setting without ``=``.
+    """
+    values: dict = {}
+    for path in paths:
+        values |= _yaml_file(path)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ParameterError(f"-p {setting}: expected name=value")
+        values[name] = _yaml(value, f"-p {setting}")
+    return values
+
+
+def _yaml_file(path: str) -> dict:
+    try:
+        content = _yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+    except OSError as error:
+        raise ParameterError(f"{path}: expected a parameter file, got {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path}: expected lines 'name: value', got a {type(content).__name__}")
+    return content
+
+
+def _yaml(text: str, where: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{where}: expected YAML, got {' '.join(str(error).split())}") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: one line on standard error and exit code 1 where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.run", description="Run a notebook in batch.")
+    parser.add_argument("notebook")
+    parser.add_argument("out", help="the executed notebook")
+    parser.add_argument("-f", metavar="FILE", dest="files", default=[], action="append", help="parameters in YAML")
+    parser.add_argument("-p", metavar="NAME=VALUE", dest="settings", default=[], action="append", help="one parameter")
+    parser.add_argument("--report", metavar="HTML", help="also write the executed notebook as one offline HTML")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the kernel ends, too
+    try:
+        run(given.notebook, given.out, read_values(given.files, given.settings))
+        if given.report:
+            report.write(given.report, given.out)
+    except ParameterError as error:
+        raise SystemExit(f"{given.notebook}: {error}") from None
+    except PapermillExecutionError as error:
+        reason = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise SystemExit(f"{given.notebook} {reason} (see {Path(given.out).with_suffix('.failed.ipynb')})") from None
+    except (PapermillException, RuntimeError, OSError, ValueError) as error:
+        raise SystemExit(f"{given.notebook} failed: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

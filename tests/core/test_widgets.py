@@ -1,0 +1,32 @@
+import ipywidgets
+import plotly.graph_objects as go
+import pytest
+
+from rqlib.core import widgets
+
+
+def bars(height: int, kind: str) -> go.Figure:
+    trace = go.Bar(y=[height]) if kind == "bar" else go.Scatter(y=[height])
+    return go.Figure(trace).update_layout(title=f"{kind} {height}")
+
+
+def test_explorer_redraws_when_a_control_moves():
+    view = widgets.explorer(
+        bars, height=ipywidgets.IntSlider(1, 0, 9), kind=ipywidgets.Dropdown(options=["bar", "line"])
+    )
+    assert tuple(view.figure.data[0].y) == (1,)
+    view.controls["height"].value = 7
+    assert tuple(view.figure.data[0].y) == (7,)
+    assert view.figure.layout.title.text == "bar 7"
+    view.controls["kind"].value = "line"
+    assert view.figure.data[0].type == "scatter"
+    assert view.static().layout.title.text == view.figure.layout.title.text == "line 7"
+    assert len(view.children[0].children) == 2
+
+
+def test_a_failing_drawing_is_not_swallowed_by_redraw():
+    view = widgets.explorer(lambda value: go.Figure(go.Bar(y=[1 / value])), value=ipywidgets.FloatText(1.0))
+    view.controls["value"].set_trait("value", 1.0)
+    view.draw = lambda value: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        view.redraw()

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+
+from rqlib import models
+from rqlib.core import runtime
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.generator import batchnorm
+
+SPEC = ImageSpec(3, 16, 16, 10)
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    with runtime.using("cpu", "float32"):
+        yield
+
+
+def test_distance_by_hand():
+    norm = nn.BatchNorm1d(2).eval()
+    norm.running_mean.copy_(torch.tensor([1.0, 0.0]))
+    norm.running_var.copy_(torch.tensor([1.0, 4.0]))
+    x = torch.tensor([[0.0, 0.0], [2.0, 4.0]])  # means 1, 2; biased variances 1, 4
+    assert batchnorm.distance(norm, x).item() == pytest.approx((0 + 4) / 2 + 0)
+
+
+def test_the_statistics_that_a_norm_has_kept_are_at_distance_zero():
+    torch.manual_seed(0)
+    images = torch.rand(64, *SPEC.shape)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=None), nn.Flatten(), nn.Linear(980, 10))
+    model.train()(images)  # keeps the mean, and the unbiased variance
+    model.eval()
+    assert batchnorm.mean_distance(model, images) < 1e-6
+    assert batchnorm.mean_distance(model, images.flip(0) * 0.5) > 1e-3
+
+
+def test_the_distance_can_be_descended():
+    torch.manual_seed(0)
+    model = models.build("ResNet_18", SPEC, width=0.07).eval()
+    x = torch.rand(8, *SPEC.shape, requires_grad=True)
+    with batchnorm.watching(model) as found:
+        model(x)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(found) == len(norms)
+    (gradient,) = torch.autograd.grad(torch.stack(found).mean(), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_hooks_are_gone_after_an_exception():
+    model = models.build("ResNet_18", SPEC, width=0.07)
+    with pytest.raises(RuntimeError), batchnorm.watching(model):
+        model(torch.rand(2, 5, 16, 16))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_network_without_batchnorm_keeps_nothing():
+    model = models.build("CNN_small", ImageSpec(1, 28, 28, 10, mean=(0.5,), std=(0.5,)), width=0.2)
+    assert batchnorm.mean_distance(model, torch.rand(4, 1, 28, 28)) is None

@@ -1,0 +1,67 @@
+"""What a notebook is made of: a checked parameters cell, cells without stored outputs, one that is compared."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+PRESETS = sorted(ROOT.glob("params/*/[0-9]*.yaml"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def parameters(path: Path) -> list[str]:
+    (cell,) = (cell for cell in cells(path) if "parameters" in tags(cell))
+    return [node.target.id for node in ast.parse(source(cell)).body]
+
+
+@every_notebook
+def test_notebooks_hold_no_outputs_and_no_widget_state(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in notebook["metadata"]
+    for cell in cells(path):
+        kept = "keep_output" in tags(cell)
+        assert cell["execution_count"] is None or kept
+        assert not cell["outputs"] or kept
+
+
+@every_notebook
+def test_parameters_cell_is_annotated_and_followed_by_run(path):
+    code = cells(path)
+    at = [index for index, cell in enumerate(code) if "parameters" in tags(cell)]
+    assert at == [0]
+    body = ast.parse(source(code[0])).body
+    assert all(isinstance(node, ast.AnnAssign) and node.value for node in body)
+    assert all("  # " in line for line in source(code[0]).splitlines()), "every parameter has a comment"
+    assert f'Run("{path.stem}", globals()' in source(code[1])
+
+
+@every_notebook
+def test_a_cell_of_every_notebook_is_really_compared(path):
+    compared = [cell for cell in cells(path) if "nbval-check-output" in tags(cell)]
+    assert compared
+    assert all("keep_output" in tags(cell) and cell["outputs"] for cell in compared)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("params/*/[0-9]*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_parameter_files_use_the_notebooks_names(path):
+    known = parameters(ROOT / "notebooks" / f"{path.stem}.ipynb")
+    assert set(yaml.safe_load(path.read_text()) or {}) <= set(known)

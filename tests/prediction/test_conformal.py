@@ -1,0 +1,43 @@
+import numpy
+import pytest
+
+from rqlib.prediction import conformal
+
+
+def test_interval_is_the_ranked_error_by_hand():
+    predicted, residual = numpy.zeros(9), numpy.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8, 0.9])
+    lower, upper = conformal.interval(numpy.array([2.0]), predicted, residual, level=0.8)
+    assert (lower[0], upper[0]) == pytest.approx((2 - 0.8, 2 + 0.8))  # rank ceil(10 x 0.8) = 8
+
+
+def test_too_few_rows_for_a_level_give_no_bound():
+    lower, upper = conformal.interval(numpy.zeros(2), numpy.zeros(5), numpy.ones(5), level=0.9)
+    assert numpy.isneginf(lower).all()
+    assert numpy.isposinf(upper).all()
+
+
+def test_no_calibration_rows_give_no_interval():
+    lower, upper = conformal.interval(numpy.zeros(2), numpy.zeros(0), numpy.zeros(0))
+    assert numpy.isnan([*lower, *upper]).all()
+    assert numpy.isnan(conformal.coverage(numpy.zeros(2), lower, upper))
+
+
+def test_intervals_are_local():
+    predicted = numpy.concatenate([numpy.zeros(200), numpy.ones(200)])
+    residual = numpy.concatenate([numpy.full(200, 0.01), numpy.full(200, 0.3)])
+    lower, upper = conformal.interval(numpy.array([0.0, 1.0]), predicted, residual)
+    assert upper - lower == pytest.approx([0.02, 0.6])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
+def test_coverage_of_exchangeable_rows(level):
+    random = numpy.random.default_rng(0)
+    value = random.random(4000)
+    error = (0.1 + value) * random.standard_normal(4000)
+    lower, upper = conformal.interval(value[:2000], value[2000:], error[2000:], level=level)
+    assert conformal.coverage((value + error)[:2000], lower, upper) == pytest.approx(level, abs=0.03)
+
+
+def test_coverage_counts_the_ends_and_leaves_out_what_is_unknown():
+    truth = numpy.array([0.0, 1.0, 2.0, numpy.nan])
+    assert conformal.coverage(truth, numpy.array([0.0, 1.5, numpy.nan, 0.0]), numpy.array([1.0, 2.0, 9.0, 1.0])) == 0.5

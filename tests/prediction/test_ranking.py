@@ -1,0 +1,135 @@
+import functools
+
+import numpy
+import pytest
+
+from rqlib import prediction
+from rqlib.prediction import fits, ranking
+from rqlib.prediction.forecasting import Predictor
+from rqlib.prediction.ranking import BASELINES, CHOSEN
+from tests import published
+
+RIVALS = tuple(
+    Predictor((f"js_{what}",), "isotonic", f"{what}") for what in ("macs", "macs_normalized", "params_normalized")
+)
+
+
+@functools.cache
+def trial():
+    table = prediction.table(published.made_up(5))
+    return table, ranking.leaderboard(table, [*BASELINES, *RIVALS])
+
+
+def test_board_is_sorted_by_what_is_left_out_and_its_scores_are_right():
+    table, (board, held_out, chosen) = trial()
+    assert board.held_out_r2.is_monotonic_decreasing
+    assert set(board.predictor) == {
+        "mean loss",
+        "format name only",
+        "macs",
+        "macs_normalized",
+        "params_normalized",
+        CHOSEN,
+    }
+    line = board.set_index("predictor").loc["macs_normalized"]
+    direct = fits.leave_one_group_out(table, ["js_macs_normalized"], "accuracy_loss", "model", "isotonic")
+    score = fits.scores(direct.accuracy_loss, direct.predicted)
+    assert (line.held_out_r2, line.held_out_mae) == pytest.approx((score["r2"], score["mae"]))
+    assert line.coverage == direct.accuracy_loss.between(direct.lower, direct.upper).mean()
+    assert line.width == pytest.approx((direct.upper - direct.lower).mean())
+    assert line.in_sample_r2 == pytest.approx(
+        fits.fit(table[["js_macs_normalized"]], table.accuracy_loss, "isotonic").r2
+    )
+    assert line.r2_lower <= line.held_out_r2 <= line.r2_upper
+    assert (line.rows, line.groups) == (60, 5)
+    by_kind = fits.leave_one_group_out(table, ["js_macs_normalized"], "accuracy_loss", "kind", "isotonic")
+    assert line.kind_out_r2 == pytest.approx(fits.scores(by_kind.accuracy_loss, by_kind.predicted)["r2"])
+
+
+def test_format_name_only_is_the_mean_of_the_other_networks():
+    table, (board, held_out, _) = trial()
+    others = [
+        table[(table.format == row.format) & (table.model != row.model)].accuracy_loss.mean()
+        for row in table.itertuples()
+    ]
+    assert held_out[BASELINES[1]].own().to_numpy() == pytest.approx(numpy.array(others))
+
+
+def test_the_choice_has_not_seen_the_network_left_out():
+    table, (_, _, chosen) = trial()
+    changed = table.assign(accuracy_loss=table.accuracy_loss.where(table.model != "net2", 0.9 - table.accuracy_loss))
+    after = ranking.leaderboard(changed, RIVALS).chosen
+    own, columns = table.model == "net2", ["chosen", "predicted", "lower", "upper"]
+    assert chosen.table().loc[own, columns].equals(after.table().loc[own, columns])
+    assert not chosen.table().loc[~own, columns].equals(after.table().loc[~own, columns])
+
+
+def test_the_choice_is_the_mean_of_the_best_by_hand(monkeypatch):
+    monkeypatch.setattr(ranking, "BEST", 2)
+    table, (_, held_out, _) = trial()
+    rivals = {one: held_out[one] for one in RIVALS}
+    chosen = ranking.choose(rivals)
+    others, own = table.index[table.model != "net0"], table.index[table.model == "net0"]
+    error = {
+        one: ((table.accuracy_loss - trial.cross.loc["net0"])[others] ** 2).mean() for one, trial in rivals.items()
+    }
+    first, second, _ = sorted(error, key=error.get)
+    expected = (rivals[first].cross.loc["net0", own] + rivals[second].cross.loc["net0", own]) / 2
+    assert chosen.own()[own].to_numpy() == pytest.approx(expected.to_numpy())
+    assert chosen.frame.chosen[own[0]] == f"{first.name}; {second.name}"
+
+
+def test_predictors_with_different_rows_are_compared_on_those_they_share(capsys):
+    table, _ = trial()
+    holes = table.assign(js_macs=table.js_macs.where(table.format != "INT_3"))
+    board, _, chosen = ranking.leaderboard(holes, RIVALS)
+    assert board.set_index("predictor").rows[["macs", "macs_normalized", CHOSEN]].tolist() == [55, 60, 55]
+    assert "of 60 rows some have no value and are left out where it is needed: js_macs 5" in capsys.readouterr().out
+    assert not (chosen.frame.format == "INT_3").any()
+
+
+def test_best_for_a_network_of_which_little_is_known():
+    _, found = trial()
+    assert {one.name for one in found.best(["js_macs", "format"])} == {"macs"}
+    assert len(found.best(["js_macs", "js_macs_normalized", "js_params_normalized"])) == 3
+    without = found.best(["js_macs", "js_macs_normalized", "js_params_normalized"], without="net3")
+    assert "; ".join(one.name for one in without) == found.chosen.frame.query("model == 'net3'").chosen.iloc[0]
+    with pytest.raises(ValueError, match="expected a network with some of the columns js_macs, .* got none of them"):
+        found.best(["format"])
+
+
+def test_candidates_follow_the_columns():
+    table, _ = trial()
+    names = {one.name for one in ranking.candidates(table)}
+    assert {"mean loss", "format name only", "js_macs: isotonic", "js_macs / INT_4: rational_3"} <= names
+    assert {"similarities / INT_4: boosting"} <= names
+    assert not any("pseudo" in name or "blend" in name for name in names)
+    with_pseudo = table.assign(pseudo_accuracy_loss=0.1, pseudo_accuracy_loss_adjusted=0.2)
+    more = [one for one in ranking.candidates(with_pseudo) if one.family == "blend"]
+    assert [one.features[0] for one in more] == ["pseudo_accuracy_loss"] * 2
+    assert len({one.name for one in ranking.candidates(with_pseudo)}) == len(ranking.candidates(with_pseudo))
+
+
+def test_one_network_alone_cannot_be_left_out():
+    table, _ = trial()
+    with pytest.raises(ValueError, match="expected at least 2 values of 'model' to leave one out, got 1"):
+        ranking.leaderboard(table[table.model == "net0"])
+
+
+def test_two_networks_have_scores_but_no_choice():
+    table, _ = trial()
+    board, _, chosen = ranking.leaderboard(table[table.model.isin(["net0", "net1"])], RIVALS)
+    assert chosen is None
+    assert board.coverage.isna().all()
+    assert board.held_out_r2.notna().all()
+
+
+@published.needed
+def test_published_choice_beats_what_any_single_similarity_can():
+    table = published.table()
+    lost = [one for one in ranking.candidates(table) if one.features[0] == "pseudo_accuracy_loss"]
+    board = ranking.leaderboard(table, [BASELINES[1], *lost]).board.set_index("predictor")
+    assert board.held_out_r2[CHOSEN] > 0.9618
+    assert board.held_out_mae[CHOSEN] <= 0.036
+    assert 0.85 <= board.coverage[CHOSEN] <= 0.95
+    assert board.held_out_r2["format name only"] == pytest.approx(0.756, abs=0.002)

@@ -1,0 +1,45 @@
+"""The closed form against logarithms and division in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from rqlib.quantization import rounding
+
+
+def textbook(x, largest, smallest, mantissa_bits):
+    x = x.double()
+    step = torch.exp2(torch.floor(torch.log2(x.abs().clamp(min=smallest)))) * 2.0**-mantissa_bits
+    return (torch.round(x / step) * step).clamp(-largest, largest)
+
+
+def values(dtype):
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (x * 2.0 ** torch.linspace(-20, 8, 20_000)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("smallest", "mantissa_bits"), [(2.0**-6, 3), (0.25, 0), (2.0, 14), (1.0, 21)])
+def test_is_the_textbook_formula(dtype, smallest, mantissa_bits):
+    x = values(dtype)
+    y = rounding.clipped(x, 64.0, smallest, mantissa_bits)
+    assert y.dtype == dtype
+    assert_close(y.double(), textbook(x, 64.0, smallest, mantissa_bits), rtol=0, atol=0)
+
+
+@given(st.floats(min_value=2.0**-126, max_value=2.0**100, width=32))
+def test_power_of_two_is_the_one_below(x):
+    x = torch.tensor([x, -x], dtype=torch.float32)
+    power = rounding.power_of_two(x)
+    assert (power <= x.abs()).all()
+    assert (x.abs() < 2 * power).all()
+    assert torch.frexp(power)[0].tolist() == [0.5, 0.5]
+
+
+def test_large_tensors_go_in_pieces_without_touching_the_source():
+    x = torch.randn(3, rounding.BLOCK // 2)
+    before = x.clone()
+    assert_close(rounding.clipped(x, 4.0, 0.25, 2)[2], rounding.clipped(x[2], 4.0, 0.25, 2), rtol=0, atol=0)
+    assert torch.equal(x, before)

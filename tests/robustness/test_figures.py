@@ -1,0 +1,75 @@
+import pandas
+import torch
+from torch import nn
+
+from rqlib.robustness import figures
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def network(answer):
+    """Answers one class, whatever it sees."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    nn.init.zeros_(model[1].weight)
+    model[1].bias.data = 5.0 * nn.functional.one_hot(torch.tensor(answer), 3).float()
+    return model
+
+
+def test_attack_pictures_say_answer_change_and_label():
+    x = torch.full((2, 3, 2, 2), 0.5)
+    figure = figures.attack_pictures(network(1), x, x + 4 / 255, torch.tensor([1, 2]), CLASSES, title="t")
+    texts = [note.text for note in figure.layout.annotations]
+    assert texts[:3] == ["dog, 99%", "at most 4 gray levels", "dog, 99%"]
+    assert texts[3] == "dog, 99% (is owl)"
+    assert len(figure.data) == 6
+
+
+def test_accuracy_against_epsilon_has_a_line_and_a_band_an_attack():
+    rows = [
+        {"attack": name, "epsilon_255": e, "accuracy": 0.9 - e / 20, "low": 0.8 - e / 20, "high": 1 - e / 20}
+        | {"success_rate": e / 20}
+        for name in ("FGSM", "PGD-20")
+        for e in (0, 4, 8)
+    ]
+    figure = figures.accuracy_against_epsilon(pandas.DataFrame(rows))
+    assert [trace.name for trace in figure.data if trace.name] == ["FGSM", "FGSM", "PGD-20", "PGD-20"]
+    lines = [trace for trace in figure.data if trace.fill is None]
+    assert list(lines[1].y) == [0, 0.2, 0.4]
+    band = next(trace for trace in figure.data if trace.fill)
+    assert list(band.x) == [0, 4, 8, 8, 4, 0]
+    assert max(band.y) == 1
+
+
+def test_transfer_heatmap_keeps_rows_and_columns_apart():
+    matrix = pandas.DataFrame([[0.1, 0.6], [0.7, 0.2]], index=["a", "b"], columns=["a", "b"])
+    heatmap = figures.transfer_heatmap(matrix).data[0]
+    assert heatmap.z[0][1] == 0.6
+    assert list(heatmap.y) == ["a", "b"]
+
+
+def test_checks_color_the_status():
+    table = pandas.DataFrame(
+        {"number": [1, 2], "name": ["a", "b"], "status": ["PASS", "FAIL"], "value": ["1", "2"], "meaning": ["x", "y"]}
+    )
+    html = figures.checks(table).to_html()
+    assert figures.STATUS["FAIL"] in html
+    assert figures.STATUS["WARN"] not in html
+
+
+def test_planes_are_drawn_with_the_gradient_to_the_right():
+    ticks = [-1.0, 0.0, 1.0]
+    rows = [{"gradient": a, "random": b, "loss": a, "prediction": int(a > 0) * 2} for a in ticks for b in ticks]
+    surface = figures.loss_landscape(pandas.DataFrame(rows)).data[0]
+    assert [row[2] for row in surface.z] == [1.0, 1.0, 1.0]
+    decisions = figures.decision_map(pandas.DataFrame(rows), CLASSES).data[0]
+    assert list(decisions.colorbar.ticktext) == ["cat", "owl"]
+    assert [row[2] for row in decisions.customdata] == ["owl"] * 3
+    assert [row[0] for row in decisions.z] == [0, 0, 0]
+
+
+def test_quantized_bars_have_one_group_a_format():
+    row = {"clean": 0.9, "masked": 0.5, "everywhere": 0.4, "transfer": 0.6, "minimum": 0.35}
+    figure = figures.quantized_bars(pandas.DataFrame([{"format": "INT_8"} | row, {"format": "INT_4"} | row]))
+    assert [bars.name for bars in figure.data][0] == "clean"
+    assert list(figure.data[-1].y) == [0.35, 0.35]
+    assert list(figure.data[-1].x) == ["INT_8", "INT_4"]

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+
+from rqlib import attacks
+from rqlib.core import projections
+from rqlib.training import objectives
+
+
+def test_natural_is_the_mean_negative_log_likelihood():
+    model, x, y = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,))
+    log_likelihood = model(x).log_softmax(1)
+    torch.testing.assert_close(objectives.natural(model, x, y), -log_likelihood[range(8), y].mean())
+
+
+def test_label_smoothing_formula():
+    model, x, y, s = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,)), 0.2
+    target = (1 - s) * torch.nn.functional.one_hot(y, 3) + s / 3
+    expected = -(target * model(x).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(objectives.natural(model, x, y, label_smoothing=s), expected)
+
+
+def test_named_binds_settings_and_knows_its_names():
+    model, x, y = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,))
+    bound = objectives.named("natural", label_smoothing=0.1)
+    torch.testing.assert_close(bound(model, x, y), objectives.natural(model, x, y, label_smoothing=0.1))
+    with pytest.raises(ValueError, match=r"unknown objective 'naturel' \(did you mean 'natural'\?\)"):
+        objectives.named("naturel")
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batch(count=16):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, 3, 2, 2, generator=generator), torch.randint(3, (count,), generator=generator)
+
+
+def pgd(**settings):
+    settings = {"ball": projections.Linf(0.1), "step_size": 0.05, "steps": 3, "best": False} | settings
+    return attacks.named("pgd", **settings)
+
+
+def gradients(loss, model):
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_adversarial_is_natural_on_attacked_images():
+    model, (x, y) = network().eval(), batch()
+    found = objectives.adversarial(model, x, y, attack=pgd())
+    assert found.item() == objectives.natural(model, pgd()(model, x, y), y).item()
+    assert found > objectives.natural(model, x, y)
+
+
+def test_mixed_is_the_mean_of_both_halves():
+    model, (x, y) = network().eval(), batch()
+    both = objectives.natural(model, x, y) + objectives.adversarial(model, x, y, attack=pgd())
+    torch.testing.assert_close(objectives.mixed(model, x, y, attack=pgd()), both / 2)
+
+
+def test_trades_formula_and_attack():
+    model, (x, y), seen = network().eval(), batch(), []
+
+    def attack(model, x, y):
+        seen.extend([y, pgd()(model, x, y)])
+        return seen[1]
+
+    found = objectives.trades(model, x, y, attack=attack, beta=2.0)
+    p = model(x).softmax(1)
+    torch.testing.assert_close(seen[0], p)
+
+    def divergence(x):
+        return (p * (p.log() - model(x).log_softmax(1))).sum(1)
+
+    expected = objectives.natural(model, x, y) + 2 * divergence(seen[1]).mean()
+    torch.testing.assert_close(found, expected)
+    noise = projections.Linf(0.1).sample(x)
+    assert divergence(seen[1]).mean() > 2 * divergence((x + noise).clamp(0, 1)).mean()
+
+
+def test_leaky_adds_the_gradients_that_the_attack_left():
+    model, (x, y) = network().eval(), batch()
+    honest = gradients(objectives.adversarial(model, x, y, attack=pgd()), model)
+    expected, iterate, first = honest.clone(), x, pgd(steps=0)(model, x, y)
+    for steps in range(3):
+        iterate = first if steps == 0 else pgd(steps=steps)(model, x, y)
+        expected += gradients(objectives.natural(model, iterate, y), model)
+    found = gradients(objectives.leaky_adversarial(model, x, y, attack=pgd()), model)
+    torch.testing.assert_close(found, expected)
+    assert found.norm() > 2.5 * honest.norm()
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", objectives.ROBUST)
+def test_robust_objectives_leave_no_trace(name):
+    model, (x, y) = network().train(), batch()
+    objective = objectives.named(name, attack=pgd())
+    losses = []
+    for _ in range(2):
+        model.load_state_dict(network().state_dict())  # BatchNorm learns from what the objective shows it
+        losses.append(objective(model, x, y).item())
+    assert losses[0] == losses[1]
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(x, batch()[0])
+
+
+def test_a_robust_objective_needs_an_attack():
+    with pytest.raises(ValueError, match="expected an attack for the objective 'trades', got none"):
+        objectives.named("trades")
+    assert objectives.named("natural", attack=pgd()).func is objectives.natural
+
+
+def test_smoothed_is_natural_plus_the_divergence_under_noise():
+    model, (x, y) = network().eval(), batch()
+    torch.manual_seed(3)
+    found = objectives.smoothed(model, x, y, sigma=0.25)
+    torch.manual_seed(3)
+    clean, noisy = model(x).softmax(1), model(x + 0.25 * torch.randn_like(x)).softmax(1)
+    divergence = (clean * (clean.log() - noisy.log())).sum(1).mean()
+    torch.testing.assert_close(found, objectives.natural(model, x, y) + 6 * divergence)
+    assert objectives.smoothed(model, x, y, sigma=0.0).item() == pytest.approx(objectives.natural(model, x, y).item())
+    assert gradients(found, model).any()

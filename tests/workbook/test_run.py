@@ -1,0 +1,186 @@
+"""Batch runs: faults are said before a kernel starts; what is written is whole or named as failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rqlib import workbook
+from rqlib.workbook import run
+from rqlib.workbook.parameters import ParameterError
+
+PARAMETERS = """
+epochs: int = 2  # passes over the data
+rate: float = 0.1  # learning rate
+seeds: list[int] = [0, 1]  # seeds
+break_here: bool = False  # whether a cell fails
+""".strip()
+CELLS = [
+    "from rqlib.workbook import results\nrun = results.Run('05_tiny', globals())",
+    "for seed in seeds:\n    run.record(seed=seed, accuracy=rate * epochs * seed)\nprint('recorded', flush=True)",
+    "import time\nassert not break_here, 'broken on purpose'\ntime.sleep(float(rate > 100) * 600)",
+    "import plotly.graph_objects as go\nfigure = go.FigureWidget(go.Scatter(y=run.frame().accuracy))\nfigure",
+    "go.Figure(figure)",
+    "run.finish(best=run.frame().accuracy.max())",
+]
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RQLIB_OUTPUTS", str(tmp_path / "outputs"))
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_markdown_cell("# A tiny notebook"), cell, *map(nbformat.v4.new_code_cell, CELLS)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "05_tiny.ipynb")
+    return tmp_path / "05_tiny.ipynb"
+
+
+def command(module: str, *arguments) -> subprocess.CompletedProcess:
+    """A command line, in another folder than the notebook's and the workbook's; nothing may be left there."""
+    line = [sys.executable, "-m", module, *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as here:
+        done = subprocess.run(line, cwd=here, capture_output=True, text=True, timeout=120)
+        assert not os.listdir(here)
+    return done
+
+
+def errors(path: Path) -> list[str]:
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    return [output.ename for output in outputs if output.output_type == "error"]
+
+
+def test_a_whole_run_with_its_report(notebook, tmp_path):
+    values, more, out = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "deep" / "out.ipynb"
+    values.write_text("epochs: 9\nrate: 1e-3\n")
+    more.write_text("epochs: 7\n")
+    html = tmp_path / "deep" / "out.html"
+    done = command(
+        "rqlib.workbook.run", notebook, out, "-f", values, "-f", more, "-p", "seeds=[3, 4]", "--report", html
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recorded" in done.stdout
+    (folder,) = (tmp_path / "outputs" / "05_tiny").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    expected = {"epochs": 7, "rate": 0.001, "seeds": [3, 4], "break_here": False}
+    assert (record["status"], record["parameters"]) == ("done", expected)
+    frame = workbook.collect("05_tiny", tmp_path / "outputs")
+    assert frame.accuracy.tolist() == [0.001 * 7 * 3, 0.001 * 7 * 4]
+    assert "widgets" not in nbformat.read(out, 4).metadata
+    assert out.stat().st_size < 100_000
+    assert html.read_text().count("Plotly.newPlot(") >= 1
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.html", "out.ipynb"]
+
+
+def test_bare_papermill_stops_at_the_run_cell(notebook, tmp_path):
+    values = tmp_path / "a.yaml"
+    values.write_text("epochs: 1e-3\n")
+    given = ["-f", values, "-y", "{rate: fast, seeds: 1}", "-p", "epocs", 3]
+    done = command("papermill", "--no-progress-bar", notebook, tmp_path / "out.ipynb", *given)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ParameterError: epochs='1e-3': expected int, got str; rate='fast': expected float, got str; "
+        "seeds=1: expected list[int], got int; write seeds: [..., ...] (papermill: -y 'seeds: [..., ...]'); "
+        "unknown parameter 'epocs' (did you mean 'epochs'?)"
+    )
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """No kernel may start, and the process's own handling of signals stays."""
+    monkeypatch.setattr(run, "_execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "epocs=3"], r"05_tiny.ipynb: unknown parameter 'epocs' \(did you mean 'epochs'\?\)$"),
+        (["-p", "epocs=3", "-p", "epochs=-1", "-p", "rate=x"], "epocs.*; epochs=-1: expected at least 0; rate='x': "),
+        (["-p", "seeds=3"], r"seeds=3: expected list\[int\], got int; write seeds: "),
+        (["-p", "epochs"], "-p epochs: expected name=value"),
+        (["-p", "seeds=[1"], r"-p seeds=\[1: expected YAML"),
+        (["-f", "{folder}/none.yaml"], "none.yaml: expected a parameter file, got No such file"),
+        (["-f", "{folder}/list.yaml"], "list.yaml: expected lines 'name: value', got a list"),
+        (["-f", "{folder}/broken.yaml"], "broken.yaml: expected YAML"),
+        (["-f", "{folder}/unknown.yaml", "-p", "epochs=1"], "unknown parameter 'sedes'"),
+    ],
+)
+def test_bad_parameters_start_and_write_nothing(notebook, tmp_path, arguments, message):
+    texts = {"list": "[1, 2]", "broken": "a: [", "unknown": "sedes: [1]"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match=message) as caught:
+        run.main([str(notebook), str(tmp_path / "new" / "out.ipynb"), *(a.format(folder=tmp_path) for a in arguments)])
+    assert "\n" not in caught.value.code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize("content", [None, "not json", "{}", '{"cells": []}'])
+def test_what_is_no_notebook(tmp_path, content):
+    path = tmp_path / "a.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ParameterError, match="a.ipynb: expected (a notebook|one cell tagged 'parameters')"):
+        run.run(path, tmp_path / "out.ipynb", {})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_values_in_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1\nb: 1\nc: 1\n")
+    (tmp_path / "b.yaml").write_text("b: 2\nc: 2\n")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    paths = [str(tmp_path / name) for name in ("a.yaml", "b.yaml", "empty.yaml")]
+    assert run.read_values(paths, ["c=a=3", "d=", "e=[x]"]) == {"a": 1, "b": 2, "c": "a=3", "d": None, "e": ["x"]}
+
+
+def test_a_failed_cell_keeps_the_notebook_under_another_name(notebook, tmp_path):
+    out = tmp_path / "out.ipynb"
+    out.write_text("an older whole one")
+    done = command("rqlib.workbook.run", notebook, out, "-p", "break_here=true")
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.endswith(f"failed in cell 5: AssertionError: broken on purpose (see {tmp_path / 'out.failed.ipynb'})")
+    assert errors(tmp_path / "out.failed.ipynb") == ["AssertionError"]
+    assert out.read_text() == "an older whole one"
+    assert not list(tmp_path.glob(".out*"))
+    with pytest.raises(FileNotFoundError, match="expected a finished run"):
+        workbook.collect("05_tiny", tmp_path / "outputs")
+
+
+@pytest.mark.parametrize("victim", ["runner", "kernel"])
+def test_a_killed_run_leaves_no_notebook_that_looks_whole(notebook, tmp_path, victim):
+    out = tmp_path / "out.ipynb"
+    arguments = [sys.executable, "-m", "rqlib.workbook.run", str(notebook), str(out), "-p", "rate=1000"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "recorded" not in process.stdout.readline():
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if victim == "runner":
+        process.terminate()
+    else:
+        os.kill(int(children[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (143 if victim == "runner" else 1)
+    assert victim == "runner" or f"{notebook} failed: Kernel died" in said.strip().splitlines()[-1]
+    assert not out.exists()
+    assert (tmp_path / "out.failed.ipynb").exists()
+    wait_for_the_end(children[0])
+
+
+def wait_for_the_end(process: str) -> None:
+    """Until the process is gone, or waits for its parent's look only."""
+    deadline, line = time.monotonic() + 30, Path(f"/proc/{process}/cmdline")
+    while line.exists() and line.read_bytes():
+        assert time.monotonic() < deadline, "the kernel outlives its runner"
+        time.sleep(0.1)
