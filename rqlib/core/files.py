@@ -1,7 +1,6 @@
 """Files that are whole or absent: atomic writes, checked tensors, one owner a folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -67,27 +67,22 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
     return content
 
 
-class Lock:
-    """An advisory lock on a folder, released by the operating system when its process dies."""
+def lock(folder: str | Path) -> FileLock:
+    """Lock a folder for this process. ``release()`` gives it back; so does the operating system when the process dies.
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._handle: int | None = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.release()
-            raise RuntimeError(
-                f"output folder in use: another run writes to {self.folder}; "
-                "wait for it, or give this run another identity"
-            ) from None
-
-    def release(self) -> None:
-        """Give the folder back; harmless when called twice."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+    Raises:
+        RuntimeError: another process, or another part of this one, has locked it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = FileLock(folder / ".lock")
+    try:
+        taken.acquire(blocking=False)
+    except Timeout:
+        raise RuntimeError(
+            f"output folder in use: another run writes to {folder}; wait for it, or give this run another identity"
+        ) from None
+    return taken
 
 
 def sha256(path: str | Path) -> str:

@@ -103,6 +103,13 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+@contextlib.contextmanager
+def exact() -> Iterator[Policy]:
+    """Compute in float32 inside the block, products too (no TF32), on the active device: for scores that count."""
+    with using(str(active().device), "float32") as policy, tf32(False):
+        yield policy
+
+
 def choose_device(name: str = "auto") -> torch.device:
     """A device by name; never a silent fallback.
 

@@ -3,6 +3,7 @@
 ``python -m rqlib.data NAME`` downloads a set, or prepares an image folder, and says what is in it.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -31,6 +32,12 @@ class Split(NamedTuple):
     images: Tensor | ImageFiles
     labels: Tensor
 
+    def take(self, count: int) -> "Split":
+        """The first ``count`` images and their labels, or all where there are fewer."""
+        first = slice(count)
+        images = self.images.subset(first) if isinstance(self.images, ImageFiles) else self.images[first]
+        return Split(images, self.labels[first])
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
@@ -57,6 +64,15 @@ class ImageDataset:
     def augment(self) -> Callable[..., Tensor]:
         """(x, generator=...) -> x of the same shape: random crop, and flip where the set allows it."""
         return functools.partial(crop_and_flip, flip=self.horizontal_flip)
+
+    def calibration(self, count: int) -> Tensor:
+        """The first ``count`` training images, uint8, that the ranges of signals are observed on."""
+        return self.train.images[:count]
+
+    def take(self, **counts: int) -> "ImageDataset":
+        """A copy with at most so many images of the named splits: ``take(train=1000, validation=100)``."""
+        splits = {name: getattr(self, name).take(count) for name, count in counts.items()}
+        return dataclasses.replace(self, **splits)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, part).labels):,} {part}" for part in ("train", "validation", "test"))

@@ -41,7 +41,7 @@ def losses(
     formats = list(formats)
 
     def sweep(name: str, images: data.Split, **more) -> DataFrame:
-        path = None if folder is None else Path(folder) / f"{name}.parquet"
+        path = None if folder is None else Path(folder) / f"{name}.pt"
         return quantization.sweep(model, formats, calibration_images, *images, checkpoint=path, **options, **more)
 
     swept = {name: sweep(name, images) for name, images in pseudo.items()}

@@ -151,6 +151,6 @@ def boundary(generator: Generator, teacher: nn.Module, count: int = 12_800, *, s
     mixtures = superposed(count, len(generator.embedding), runtime.generator(seed, 1))
     made = images(generator, mixtures, seed=seed)
     labels = runtime.active().place(mixtures.argmax(1))
-    with runtime.using(str(runtime.active().device), "float32"):
+    with runtime.exact():
         seen = measures.logits(teacher, made, labels).argmax(1)
     return data.Split(made, seen.to(labels))

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib.core import files, ledger, runtime
+from rqlib.core import runtime
+from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack
 from rqlib.generator import batchnorm
 from rqlib.generator.network import Generator, single, superposed
@@ -84,13 +85,15 @@ class Training:
     def __init__(
         self, generator: Generator, teacher: nn.Module, checkpoint: str | Path | None, lr: float, settings: dict
     ):
-        self.generator, self.checkpoint = runtime.active().place(generator), checkpoint and Path(checkpoint)
+        self.generator, self.rows = runtime.active().place(generator), []
         networks = {"start": generator, "teacher": teacher}
-        prints = {name: ledger.fingerprint(network.state_dict()) for name, network in networks.items()}
-        self.settings, self.rows = settings | {"first_lr": lr} | prints, []
+        prints = {name: fingerprint(network.state_dict()) for name, network in networks.items()}
+        self.kept = Resumable(checkpoint, settings | {"first_lr": lr} | prints, kind="training")
         self.optimizer = torch.optim.Adam(generator.parameters(), lr, betas=(0.5, 0.999))
-        if self.checkpoint and self.checkpoint.exists():
-            self._load()
+        if state := self.kept.load(generator.embedding.device):
+            self.generator.load_state_dict(state["generator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.rows = state["rows"]
 
     @property
     def lr(self) -> float:
@@ -113,29 +116,15 @@ class Training:
     def add(self, row: dict) -> None:
         """Keep a row, and with it the state, if what it measured is finite."""
         if not torch.tensor(row.get("loss", 0.0)).isfinite():
-            kept = f"{self.checkpoint} holds the state after {len(self.rows)}" if self.checkpoint else "none was kept"
+            path = self.kept.path
+            kept = f"{path} holds the state after {len(self.rows)}" if path else "none was kept"
             raise FloatingPointError(
                 f"loss {row['loss']} in epoch or round {len(self.rows) + 1} of the generator: {kept}. Lower the "
                 "learning rate, or see whether the teacher's logits and BatchNorm statistics are finite"
             )
         self.rows.append(row)
-        if self.checkpoint:
-            files.save_tensors(self.checkpoint, self._content())
-
-    def _content(self) -> dict:
         state = {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return state | {"settings": self.settings, "rows": self.rows}
-
-    def _load(self) -> None:
-        content = files.load_tensors(self.checkpoint, self.generator.embedding.device)
-        if content.get("settings") != self.settings:
-            raise ValueError(
-                f"{self.checkpoint} belongs to another training: expected {self.settings}, got "
-                f"{content.get('settings')}; remove the file or give another one"
-            )
-        self.generator.load_state_dict(content["generator"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.rows = content["rows"]
+        self.kept.save(**state, rows=self.rows)
 
 
 @contextlib.contextmanager

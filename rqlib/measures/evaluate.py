@@ -16,8 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rqlib import data
 from rqlib.attacks import losses, methods
-from rqlib.core import files, layers, ledger, runtime
+from rqlib.core import layers, runtime
 from rqlib.core.projections import Ball
+from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack
 
 
@@ -60,13 +61,13 @@ def correct(
     """
     if not len(labels):
         raise ValueError("expected at least one image to evaluate, got none")
-    identity = None if checkpoint is None else _identity(model, images, labels, attack)
-    done = _resumed(checkpoint, identity)
+    identity = {} if checkpoint is None else _identity(model, images, labels, attack)
+    kept = Resumable(checkpoint, identity, kind="evaluation")
+    done = kept.load().get("correct", torch.empty(0, dtype=torch.bool))
     rest = getattr(images, "subset", images.__getitem__)(slice(len(done), None))
     for logits, y in _judged(model, rest, labels[len(done) :], attack, batch_size):
         done = torch.cat([done, (logits.argmax(1) == y).cpu()])
-        if checkpoint is not None:
-            files.save_tensors(checkpoint, {"correct": done, "identity": identity})
+        kept.save(correct=done)
     return done
 
 
@@ -219,20 +220,11 @@ def _success_rate(before: Tensor, after: Tensor) -> float:
     return (before & ~after).sum().item() / before.sum().item() if before.any() else float("nan")
 
 
-def _identity(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> str:
+def _identity(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> dict[str, str]:
     """What a result depends on. Images that are read from files are told apart by their names."""
     pixels = images if isinstance(images, Tensor) else images.paths
-    return ledger.fingerprint(model.state_dict(), pixels, labels, methods.in_words(attack))
-
-
-def _resumed(checkpoint: str | Path | None, identity: str | None) -> Tensor:
-    """What an interrupted evaluation of the same left."""
-    if checkpoint is None or not Path(checkpoint).exists():
-        return torch.empty(0, dtype=torch.bool)
-    content = files.load_tensors(checkpoint)
-    if content.get("identity") != identity:
-        raise ValueError(
-            f"{checkpoint} belongs to an evaluation of another network, other images or another attack; remove the "
-            "file or give another one"
-        )
-    return content["correct"]
+    return {
+        "network": fingerprint(model.state_dict()),
+        "images": fingerprint(pixels, labels),
+        "attack": str(methods.in_words(attack)),
+    }

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas
 from torch import Tensor, nn
 
-from rqlib.core import layers, ledger, runtime
+from rqlib.core import layers, runtime
+from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost, evaluate
 from rqlib.quantization import calibration, integer, post_training, similarity
@@ -46,7 +47,7 @@ def sweep(
         measures: names of `similarity.MEASURES`.
         per_layer: instead, one row a layer and format, with the weight of that layer alone quantized and the
             rest float: the sensitivity table, from which `quantization.allocate` divides bits.
-        checkpoint: a parquet file of finished rows; an interrupted sweep goes on from it.
+        checkpoint: file of the finished rows; an interrupted sweep goes on from it.
         Others as in `ptq`.
 
     Returns:
@@ -63,10 +64,14 @@ def sweep(
     if len(images) == 0:
         raise ValueError("expected images to score, got none")
     chosen, measures = [parse(format) for format in formats], tuple(measures)
-    fingerprint = ledger.fingerprint(
-        model.state_dict(), calibration_images, images, labels, granularity, ranges, bias, measures, per_layer
-    )
-    rows = ledger.Ledger(checkpoint, key=["layer", "format"], fingerprint=fingerprint)
+    identity = {
+        "network": fingerprint(model.state_dict()),
+        "calibration images": fingerprint(calibration_images),
+        "images": fingerprint(images, labels),
+        "options": [granularity, ranges, bias, *measures, "per layer" if per_layer else "whole"],
+    }
+    kept = Resumable(checkpoint, identity, kind="sweep")
+    rows = kept.load().get("rows", {})
     with runtime.tf32(False):
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
         bench = _Bench(calibrated, images, labels, measures, granularity, batch_size)
@@ -78,7 +83,8 @@ def sweep(
             scores = {**rows[name, format.duplicate_of], "seconds": 0.0}
         else:
             scores = bench.layer_scores(name, format) if per_layer else bench.scores(format, bias)
-        rows.append(_describe(name, format) | scores | _describe(name, format))
+        rows[name, format.name] = _describe(name, format) | scores | _describe(name, format)
+        kept.save(rows=rows)
     frame = pandas.DataFrame([rows[name, format.name] for name, format in wanted])
     return frame if per_layer else frame.drop(columns="layer")
 

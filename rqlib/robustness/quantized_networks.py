@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from rqlib import data, measures
 from rqlib.attacks import none
 from rqlib.attacks.methods import in_words
-from rqlib.core import ledger, runtime
+from rqlib.core import runtime
+from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack
 from rqlib.measures import evaluate
 from rqlib.prediction import features, fits
@@ -49,30 +50,36 @@ def study(
     Args:
         sets: name -> images uint8 and labels.
         attacks: name -> attack; ``clean`` is always there.
-        checkpoint: a parquet file of finished rows; an interrupted study goes on from it.
+        checkpoint: file of the finished rows; an interrupted study goes on from it.
         Others as in `quantization.sweep`.
 
     Raises:
         ValueError: as `quantization.ptq`; a checkpoint of another study.
     """
     attacks = {CLEAN: None, **attacks}
-    settings = (granularity, ranges, bias, [*sets], [in_words(attack) for attack in attacks.values()])
-    tensors = [tensor for one in sets.values() for tensor in one]
-    fingerprint = ledger.fingerprint(model.state_dict(), calibration_images, *tensors, *settings)
-    rows = ledger.Ledger(checkpoint, key=["format"], fingerprint=fingerprint)
+    identity = {
+        "network": fingerprint(model.state_dict()),
+        "calibration images": fingerprint(calibration_images),
+        **{f"images {name}": fingerprint(*images) for name, images in sets.items()},
+        **{f"attack {name}": str(in_words(attack)) for name, attack in attacks.items()},
+        "options": [granularity, ranges, bias],
+    }
+    kept = Resumable(checkpoint, identity, kind="study")
+    rows = kept.load().get("rows", {})
     wanted = [FLOAT, *(parse(one).name for one in formats)]
-    with runtime.using(str(runtime.active().device), "float32"), runtime.tf32(False):
+    with runtime.exact():
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges)
-        for name in runtime.freeing(runtime.progress([one for one in wanted if (one,) not in rows], "formats")):
+        for name in runtime.freeing(runtime.progress([one for one in wanted if one not in rows], "formats")):
             twin = None if name == FLOAT or bias != "float" else parse(name).duplicate_of
-            if (twin,) in rows:
-                rows.append(rows[(twin,)] | {"format": name})
-                continue
-            network = calibrated.network
-            if name != FLOAT:
-                network = post_training.apply(calibrated, name, granularity=granularity, bias=bias)
-            rows.append({"format": name, **_scores(network, sets, attacks, batch_size)})
-    return DataFrame([rows[(name,)] for name in wanted])
+            if twin in rows:
+                rows[name] = rows[twin] | {"format": name}
+            else:
+                network = calibrated.network
+                if name != FLOAT:
+                    network = post_training.apply(calibrated, name, granularity=granularity, bias=bias)
+                rows[name] = {"format": name, **_scores(network, sets, attacks, batch_size)}
+            kept.save(rows=rows)
+    return DataFrame([rows[name] for name in wanted])
 
 
 def _scores(network: nn.Module, sets, attacks, batch_size: int) -> dict[str, float]:
@@ -180,7 +187,7 @@ def quantized(
         formats: `quantization.Format` or names.
         attack: for an honest transfer without ``active_set``, which stops at the float network's border.
     """
-    with runtime.using(str(runtime.active().device), "float32"):
+    with runtime.exact():
         twin, rows = evaluate.fast_twin(runtime.active().place(model)), []
         calibrated = calibration.calibrate(model, calibration_images)
         for format in formats:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rqlib import data, measures
-from rqlib.core import files, ledger, runtime
+from rqlib.core import files, runtime
+from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack, Objective
 from rqlib.training import overfitting
 from rqlib.training.recipes import Recipe
@@ -93,9 +94,9 @@ class _Training:
 
     def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: str | Path | None, seed: int, images: int):
         self.model, self.recipe, self.seed = model, recipe, seed
-        self.checkpoint = Path(checkpoint) if checkpoint else None
-        start = ledger.fingerprint(model.state_dict())
-        self.identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images, "start": start}
+        start = fingerprint(model.state_dict())
+        identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images, "start": start}
+        self.kept = Resumable(checkpoint, identity, kind="training")
         self.optimizer = recipe.optimizer(model)
         self.average = None
         if recipe.ema_decay is not None:
@@ -103,8 +104,8 @@ class _Training:
             self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
-        if self.checkpoint and self.checkpoint.exists():
-            self._load()
+        if state := self.kept.load(next(model.parameters()).device):
+            self._take_up(state)
 
     @property
     def epoch(self) -> int:
@@ -129,32 +130,21 @@ class _Training:
             self.best = _copied(self.scored.state_dict())
 
     def save(self) -> None:
-        """Write everything atomically, if there is a file to write to."""
-        if self.checkpoint is None:
-            return
-        content = {
-            "identity": self.identity,
-            "last": self.model.state_dict(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "history": self.history,
-        }
-        files.save_tensors(self.checkpoint, content)
+        """Keep everything after a whole epoch."""
+        self.kept.save(
+            last=self.model.state_dict(),
+            best=self.best,
+            optimizer=self.optimizer.state_dict(),
+            average=self.average.state_dict() if self.average else None,
+            history=self.history,
+        )
 
-    def _load(self) -> None:
-        content = files.load_tensors(self.checkpoint, next(self.model.parameters()).device)
-        found = content.get("identity")
-        if found != self.identity:
-            raise ValueError(
-                f"{self.checkpoint} belongs to another training: expected {self.identity}, got {found}; "
-                "remove the file or give another one"
-            )
-        self.model.load_state_dict(content["last"])
-        self.optimizer.load_state_dict(content["optimizer"])
+    def _take_up(self, state: dict) -> None:
+        self.model.load_state_dict(state["last"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(content["average"])
-        self.best, self.history = content["best"], content["history"]
+            self.average.load_state_dict(state["average"])
+        self.best, self.history = state["best"], state["history"]
 
 
 def _epoch(training: _Training, dataset, objective: Objective, attack, after_step, epoch: int) -> dict:
@@ -194,7 +184,7 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
             if training.average is not None:
                 training.average.update_parameters(model)
             if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
-                _check_finite(losses, epoch, training.checkpoint)
+                _check_finite(losses, epoch, training.kept.path)
     return torch.stack(losses).mean().item()
 
 

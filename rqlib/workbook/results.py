@@ -18,9 +18,11 @@ from pathlib import Path
 import pandas
 import torch
 import yaml
+from filelock import FileLock
 
 from rqlib import models
 from rqlib.core import files, runtime
+from rqlib.core.resumable import BelongsToAnotherError, Resumable
 from rqlib.workbook import parameters, provenance
 from rqlib.workbook.parameters import ParameterError
 
@@ -32,7 +34,7 @@ SAVE_ROWS_EVERY = 2.0
 
 load_checkpoint, save_checkpoint = models.load, models.save
 
-_held: dict[str, files.Lock] = {}  # notebook -> the folder this process writes to
+_held: dict[str, FileLock] = {}  # notebook -> the folder this process writes to
 
 
 class Run:
@@ -79,7 +81,7 @@ class Run:
         row = {name: _plain(value) for name, value in row.items()}
         self._rows[repr(row)] = row
         if time.monotonic() - self._saved > SAVE_ROWS_EVERY:
-            files.save_text(self.unfinished("rows.json"), json.dumps([*self._rows.values()]))
+            self._kept.save(rows=[*self._rows.values()])
             self._saved = time.monotonic()
 
     def has(self, **condition) -> bool:
@@ -91,12 +93,11 @@ class Run:
         scalars = {k: v for k, v in self.parameters.items() if k not in NO_IDENTITY and not isinstance(v, list)}
         return pandas.DataFrame([scalars | row for row in self._rows.values()])
 
-    def save_frame(self, name: str, frame: pandas.DataFrame) -> Path:
-        """Write a table as ``NAME.parquet`` (say ``history``)."""
-        path = self.path(f"{name}.parquet")
-        with files.atomic(path) as part:
-            frame.to_parquet(part)
-        return path
+    def save(self, **frames: pandas.DataFrame) -> None:
+        """Write each table as ``NAME.parquet``: ``run.save(history=history, curve=curve)``."""
+        for name, frame in frames.items():
+            with files.atomic(self.path(f"{name}.parquet")) as part:
+                frame.to_parquet(part)
 
     def checkpoint(self, model: torch.nn.Module, name: str, spec, *, file: str = "checkpoint.pt", **metadata) -> Path:
         """Write a network's plain weights with the run's parameters; arguments as `models.save`."""
@@ -105,7 +106,7 @@ class Run:
     def finish(self, **summary) -> None:
         """Write the rows and mark the run as done; print the key figures and where everything lies."""
         if self._rows:
-            self.save_frame("rows", self.frame())
+            self.save(rows=self.frame())
         self._record |= {
             "status": "done",
             "seconds": round(time.monotonic() - self._started, 3),
@@ -123,12 +124,16 @@ class Run:
 
     def _go_on(self, afresh: bool) -> None:
         """Take up what an interrupted run of the same parameters and code left; clear what another left."""
-        mark, mine = self.unfinished("mark.json"), json.dumps([self._record["code"], self.parameters])
-        if afresh or not mark.is_file() or mark.read_text() != mine:
+        identity = {"code": self._record["code"], "parameters": self.parameters}
+        self._kept = Resumable(self.unfinished("rows.pt"), identity, kind="run")
+        try:
+            rows = None if afresh else self._kept.load().get("rows")
+        except BelongsToAnotherError:
+            rows = None
+        if rows is None:
             shutil.rmtree(self.unfinished(""), ignore_errors=True)
-            files.save_text(mark, mine)
-        elif self.unfinished("rows.json").is_file():
-            rows = json.loads(self.unfinished("rows.json").read_text())
+            self._kept.save(rows=[])
+        elif rows:
             self._rows = {repr(row): row for row in rows}
             print(f"{self.notebook}: goes on after {len(rows)} rows of an interrupted run in {self.folder}")
 
@@ -237,8 +242,8 @@ def _hold(notebook: str, folder: Path) -> bool:
     before = _held.pop(notebook, None)
     if before is not None:
         before.release()
-    _held[notebook] = files.Lock(folder)
-    return before is not None and before.folder == folder
+    _held[notebook] = files.lock(folder)
+    return before is not None and Path(before.lock_file).parent == folder
 
 
 def _record(notebook: str, values: dict) -> dict:
@@ -265,5 +270,5 @@ def _plain(value):
     """A number, text, truth value or None, out of what NumPy and torch return."""
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, int | float | str | bool | None):
-        raise TypeError(f"expected a number or text in a row, got {type(value).__name__}; save tables by save_frame")
+        raise TypeError(f"expected a number or text in a row, got {type(value).__name__}; save tables by run.save")
     return value

@@ -58,18 +58,18 @@ def test_missing_and_wrong_content(tmp_path):
 
 
 def test_lock_refuses_a_second_owner_and_is_freed_with_its_process(tmp_path):
-    hold = f"from rqlib.core.files import Lock; import os; Lock({str(tmp_path)!r}); print('held', flush=True); input()"
+    hold = f"from rqlib.core.files import lock; held = lock({str(tmp_path)!r}); print('held', flush=True); input()"
     owner = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert owner.stdout.readline() == b"held\n"
         with pytest.raises(RuntimeError, match="output folder in use"):
-            files.Lock(tmp_path)
+            files.lock(tmp_path)
     finally:
         owner.kill()
         owner.communicate()
-    lock = files.Lock(tmp_path)
-    lock.release()
-    files.Lock(tmp_path).release()
+    mine = files.lock(tmp_path)
+    mine.release()
+    files.lock(tmp_path).release()
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -351,3 +351,14 @@ def test_to_uint8_is_the_inverse_of_to_pixels_and_clamps():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(datasets.to_uint8(datasets.to_pixels(levels)), levels)
     assert datasets.to_uint8(torch.tensor([-0.5, 1.5, 0.5 / 255 + 1e-4])).tolist() == [0, 255, 1]
+
+
+def test_the_first_images_of_a_split_or_of_the_whole_set():
+    images = datasets.load("digits")
+    few = images.take(train=7, validation=3)
+    assert [len(split.labels) for split in (few.train, few.validation)] == [7, 3]
+    assert few.test is images.test
+    assert torch.equal(few.train.images, images.train.images[:7])
+    assert torch.equal(images.test.take(5).labels, images.test.labels[:5])
+    assert len(images.test.take(10**6).labels) == len(images.test.labels)
+    assert torch.equal(images.calibration(16), images.train.images[:16])

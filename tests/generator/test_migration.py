@@ -30,7 +30,7 @@ def test_rows_are_those_of_sweeps(tmp_path):
     assert rows.accuracy_loss.tolist() == real.accuracy_loss.tolist()
     assert rows.pseudo_accuracy_loss.tolist() == on_pseudo.accuracy_loss.tolist()
     assert rows.js_macs.tolist() == real.js_macs.tolist()
-    assert {path.name for path in tmp_path.iterdir()} == {"trained.parquet", "adjusted.parquet", "real.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == {"trained.pt", "adjusted.pt", "real.pt"}
 
 
 def test_without_images_there_is_no_truth():

@@ -210,7 +210,7 @@ def test_checkpoint_of_another_evaluation_is_refused(tmp_path):
         (natural(), images, labels, weaker),
         (other, images, labels, PGD),
     ):
-        with pytest.raises(ValueError, match="belongs to an evaluation of another network"):
+        with pytest.raises(ValueError, match="belongs to another evaluation: "):
             evaluate.correct(*changed[:3], attack=changed[3], checkpoint=path)
 
 

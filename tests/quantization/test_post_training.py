@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rqlib import data, measures, models, quantization, training
-from rqlib.core import layers, runtime
+from rqlib.core import files, layers, runtime
 from rqlib.quantization import FLOAT, INT, POT, calibration, fake_quantize, integer, post_training, sweeping
 from rqlib.quantization.fake_quantize import Quantized
 from rqlib.training import objectives, recipes
@@ -249,7 +249,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     model, pictures, labels = small()
     chosen = ["INT_8", "FLOAT_8_E1", "POT_4", "FLOAT_6_E2"]
     whole = sweeping.sweep(model, chosen, pictures, pictures, labels)
-    path, calls, lower = tmp_path / "rows.parquet", [], integer.lower
+    path, calls, lower = tmp_path / "rows.pt", [], integer.lower
 
     def counted(network, **options):
         if len(calls) == 2:
@@ -260,12 +260,12 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(integer, "lower", counted)
     with pytest.raises(KeyboardInterrupt):
         sweeping.sweep(model, chosen, pictures, pictures, labels, checkpoint=path)
-    assert pandas.read_parquet(path).format.tolist() == ["INT_8", "FLOAT_8_E1", "POT_4"]
+    assert [*files.load_tensors(path)["rows"]] == [("", "INT_8"), ("", "FLOAT_8_E1"), ("", "POT_4")]
     calls.clear()
     resumed = sweeping.sweep(model, chosen, pictures, pictures, labels, checkpoint=path)
     assert len(calls) == 1
     pandas.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
-    with pytest.raises(ValueError, match="holds the rows of another network, other images or other settings"):
+    with pytest.raises(ValueError, match="belongs to another sweep: options"):
         sweeping.sweep(model, chosen, pictures, pictures, labels, checkpoint=path, granularity="channel")
 
 
@@ -279,7 +279,7 @@ KILLED = """
 
 
 def test_a_sweep_that_is_killed_resumes_to_the_same_numbers(tmp_path):
-    path, (model, pictures, labels) = tmp_path / "rows.parquet", small()
+    path, (model, pictures, labels) = tmp_path / "rows.pt", small()
     command = [sys.executable, "-c", textwrap.dedent(KILLED), path]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     while not path.exists():
@@ -287,12 +287,12 @@ def test_a_sweep_that_is_killed_resumes_to_the_same_numbers(tmp_path):
         time.sleep(0.01)
     process.kill()  # kill -9
     process.wait()
-    killed = pandas.read_parquet(path)
+    killed = files.load_tensors(path)["rows"]
     chosen = quantization.GRID[: len(killed) + 2]
     assert 0 < len(killed) < len(quantization.GRID)
     resumed = sweeping.sweep(model, chosen, pictures, pictures, labels, checkpoint=path)
     whole = sweeping.sweep(model, chosen, pictures, pictures, labels)
-    assert resumed.seconds[: len(killed)].tolist() == killed.seconds.tolist()
+    assert resumed.seconds[: len(killed)].tolist() == [row["seconds"] for row in killed.values()]
     pandas.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
 
 

@@ -43,7 +43,7 @@ def test_accuracies_are_those_of_the_quantized_networks():
 
 
 def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
-    both, path = sets(20), tmp_path / "study.parquet"
+    both, path = sets(20), tmp_path / "study.pt"
     study = partial(quantized_networks.study, generated.teacher(), calibration_images=both["test"].images)
     study(["INT_4"], sets=both, attacks=ATTACKS, checkpoint=path)
     scored = []
@@ -53,7 +53,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
     rows = study(["INT_4", "INT_8"], sets=both, attacks=again, checkpoint=path)
     assert len(scored) == 4, "one format on two sets, clean and attacked"
     assert len(rows) == 3
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="belongs to another study: attack pgd"):
         study(["INT_4"], sets=both, attacks={"pgd": partial(again["pgd"], steps=9)}, checkpoint=path)
 
 

@@ -248,11 +248,11 @@ def test_the_run_cell_again_in_the_same_kernel_starts_afresh(monkeypatch):
 
 def test_a_kernel_gives_a_folder_back_when_it_goes_to_another_or_has_finished():
     first, second = start(seed=0), start(seed=1)
-    files.Lock(first.folder).release()
+    files.lock(first.folder).release()
     with pytest.raises(RuntimeError, match="output folder in use"):
-        files.Lock(second.folder)
+        files.lock(second.folder)
     second.finish()
-    files.Lock(second.folder).release()
+    files.lock(second.folder).release()
 
 
 def test_a_finished_run_starts_afresh_and_is_not_collected_meanwhile(capsys):
@@ -303,7 +303,8 @@ def test_a_damaged_table_is_named():
 
 def test_a_full_disk_leaves_the_old_table(monkeypatch):
     run = start()
-    path = run.save_frame("history", pandas.DataFrame({"loss": [2.0, 1.0]}))
+    run.save(history=pandas.DataFrame({"loss": [2.0, 1.0]}))
+    path = run.path("history.parquet")
     before = path.read_bytes()
 
     def full(frame, part):
@@ -312,7 +313,7 @@ def test_a_full_disk_leaves_the_old_table(monkeypatch):
 
     monkeypatch.setattr(pandas.DataFrame, "to_parquet", full)
     with pytest.raises(OSError, match="No space left"):
-        run.save_frame("history", pandas.DataFrame({"loss": [3.0]}))
+        run.save(history=pandas.DataFrame({"loss": [3.0]}))
     assert path.read_bytes() == before
     run.record(accuracy=0.5)
     with pytest.raises(OSError, match="No space left"):
