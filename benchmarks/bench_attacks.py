@@ -51,7 +51,7 @@ def train(model: nn.Module, dataset: data.ImageDataset, *, radius: float, epochs
     optimizer = torch.optim.SGD(policy.place(model).parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     for epoch in runtime.progress(range(epochs), "training a network of the benchmark"):
-        for x, y in data.batches(*dataset.train, BATCH, shuffle=True, generator=runtime.generator(epoch)):
+        for x, y in data.batches(*dataset.train, BATCH, shuffle=True, rng=runtime.rng(epoch)):
             with policy.autocast():
                 if radius:
                     x = attacks.pgd(model, x, y, ball=Linf(radius), step_size=radius, steps=1, best=False)

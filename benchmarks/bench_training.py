@@ -17,9 +17,9 @@ CASES = {"SmallCNN": 1.0, "ResNet_18": 0.25}
 
 def random_images(count: int) -> data.ImageDataset:
     """Random pixels in CIFAR-10's shape: throughput does not depend on what they show."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (count,), generator=generator)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    labels = torch.randint(0, 10, (count,), generator=rng)
     digits = data.load("digits")
     empty = data.Split(images[:0], labels[:0])
     return dataclasses.replace(

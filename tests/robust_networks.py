@@ -49,7 +49,7 @@ def trained(*, adversarial: bool) -> nn.Module:
         for rows in torch.randperm(len(y), generator=generator).split(128):
             seen = x[rows]
             if adversarial:
-                seen = attacks.pgd(model, seen, y[rows], ball=BALL, step_size=0.03, steps=7, generator=generator)
+                seen = attacks.pgd(model, seen, y[rows], ball=BALL, step_size=0.03, steps=7, rng=generator)
             loss = F.cross_entropy(model(seen), y[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -28,9 +28,9 @@ _PROBABILITIES = (
 
 
 @contextlib.contextmanager
-def traceless(model: nn.Module, x: Tensor, generator: torch.Generator | None) -> Iterator[None]:
+def traceless(model: nn.Module, x: Tensor, rng: torch.Generator | None) -> Iterator[None]:
     """Eval mode, gradients on, weights computed once, and a random stream of its own; all put back."""
-    seed = _seed(x) if generator is None else _draw(generator)
+    seed = _seed(x) if rng is None else _draw(rng)
     devices = [x.device] if x.is_cuda else []
     with (
         torch.random.fork_rng(devices=devices),
@@ -50,8 +50,8 @@ def _seed(x: Tensor) -> int:
     return struct.unpack("<Q", struct.pack("<d", x.detach().sum(dtype=torch.float64).item()))[0]
 
 
-def _draw(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+def _draw(rng: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=rng, device=rng.device))
 
 
 RANDOMIZED = 1e-3  # forwards that differ by more of the largest logit draw random numbers; less is rounding

@@ -21,7 +21,7 @@ def square(
     *,
     ball: Ball,
     queries: int = 5000,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """Square attack: random search that never looks at a gradient (Andriushchenko et al. 2020, arXiv 1912.00049).
 
@@ -37,14 +37,14 @@ def square(
     ascent.check_at_least(1, queries=queries)
     if not len(x):
         return x.detach().clone()
-    with ascent.traceless(model, x, generator), torch.no_grad():
+    with ascent.traceless(model, x, rng), torch.no_grad():
         search = SquareAttack(
             model, norm=type(ball).__name__, eps=ball.epsilon, n_queries=queries, seed=_seed(), device=x.device
         )
         return search.perturb(x.detach(), y)
 
 
-def standard(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, generator: torch.Generator | None = None) -> Tensor:
+def standard(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, rng: torch.Generator | None = None) -> Tensor:
     """AutoAttack: APGD on CE and DLR, FAB, Square, one after another (Croce and Hein 2020, arXiv 2003.01690).
 
     Arguments, result and errors as `square`.
@@ -55,7 +55,7 @@ def standard(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, generator: t
     ascent.check_images(x, y)
     if not len(x):
         return x.detach().clone()
-    with ascent.traceless(model, x, generator):
+    with ascent.traceless(model, x, rng):
         ensemble = AutoAttack(model, norm=type(ball).__name__, eps=ball.epsilon, seed=_seed(), device=x.device)
         ensemble.verbose = False
         found, _ = ensemble.run_standard_evaluation(x.detach(), y, batch_size=len(x))

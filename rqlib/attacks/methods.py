@@ -2,7 +2,7 @@
 
 An attack leaves no trace. It runs in eval mode and restores every module's mode, differentiates with
 respect to the input only, and draws its randomness apart from torch's global generators: the same
-model, x, y and ``generator`` give the same result; without a generator the images are the seed.
+model, x, y and ``rng`` give the same result; without an rng the images are the seed.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Watch = Callable[[Tensor, Tensor], None]
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, **options) -> Tensor:
     """One step of the ball's radius in the steepest direction (Goodfellow et al. 2015, arXiv 1412.6572).
 
-    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``generator``, as in `pgd`.
+    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``rng``, as in `pgd`.
     """
     one_step = {"step_size": ball.epsilon, "steps": 1, "random_start": False, "best": False}
     return pgd(model, x, y, ball=ball, **one_step, **options)
@@ -33,7 +33,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, **options) -> Te
 def noise(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, samples: int = 10, **options) -> Tensor:
     """The strongest of ``samples`` uniform draws from the ball: the floor every attack must beat.
 
-    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``active_set``, ``generator``, as in `pgd`.
+    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``active_set``, ``rng``, as in `pgd`.
     """
     return pgd(model, x, y, ball=ball, step_size=0.0, steps=0, restarts=samples, **options)
 
@@ -54,7 +54,7 @@ def pgd(
     best: bool = True,
     active_set: bool = False,
     report_exact: bool = False,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
     """Projected gradient ascent on the loss of each image (Madry et al. 2018, arXiv 1706.06083).
@@ -93,7 +93,7 @@ def pgd(
     start, advance = _report_moves(model, ball) if report_exact else _moves(ball)
     best = (best and not report_exact) or active_set
     strongest = ascent.Strongest(x)
-    with ascent.traceless(model, x, generator):
+    with ascent.traceless(model, x, rng):
         score = ascent.Score(model, y, losses_.named(loss), targeted, eot_samples)
         for left in reversed(range(restarts)):
             index = strongest.standing() if active_set else torch.arange(len(x), device=x.device)
@@ -126,7 +126,7 @@ def wrm(
     *,
     gamma: float,
     steps: int,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """Ascent on ``gamma CE(x') - ||x' - x||^2 / 2``, step t of length ``1 / sqrt(t + 1)``, from x (arXiv 1710.10571).
 
@@ -135,7 +135,7 @@ def wrm(
     ascent.check_images(x, y)
     ascent.check_at_least(0, gamma=gamma, steps=steps)
     clean = adversarial = x.detach().clone()
-    with ascent.traceless(model, x, generator):
+    with ascent.traceless(model, x, rng):
         score = ascent.Score(model, y, losses_.ce)
         for step in range(steps if len(x) else 0):
             adversarial = adversarial.detach().requires_grad_()

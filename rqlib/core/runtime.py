@@ -153,8 +153,8 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def generator(*seeds: int) -> torch.Generator:
-    """A CPU generator whose stream depends on every one of ``seeds`` (say: seed, epoch)."""
+def rng(*seeds: int) -> torch.Generator:
+    """A generator of random numbers on the CPU whose stream depends on every one of ``seeds`` (say: seed, epoch)."""
     mixed = numpy.random.SeedSequence([seed % 2**64 for seed in seeds]).generate_state(1, numpy.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) % 2**63)
 

@@ -12,7 +12,7 @@ def crop_and_flip(
     padding: int = 4,
     padding_mode: str = "reflect",
     flip: bool,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """Shift every image by up to ``padding`` pixels in both directions, and mirror it with probability 1/2.
 
@@ -21,7 +21,7 @@ def crop_and_flip(
     Args:
         images: (B, C, H, W) of any dtype and device; the result is alike, memory channels_last.
         padding_mode: what lies outside the image: its reflection ("reflect") or black ("zeros").
-        generator: on the CPU.
+        rng: on the CPU.
 
     Raises:
         ValueError: unknown padding mode, or an image too small for the padding.
@@ -30,8 +30,8 @@ def crop_and_flip(
     if padding_mode not in _PADDING_MODES or not 0 <= padding < min(height, width):
         expected = f"padding_mode {' | '.join(_PADDING_MODES)} and padding from 0 to {min(height, width) - 1}"
         raise ValueError(f"expected {expected}, got {padding_mode!r} and {padding}")
-    shifts = torch.randint(-padding, padding + 1, (2, count, 1), generator=generator)
-    mirrored = torch.randint(2 if flip else 1, (1, count, 1), generator=generator)
+    shifts = torch.randint(-padding, padding + 1, (2, count, 1), generator=rng)
+    mirrored = torch.randint(2 if flip else 1, (1, count, 1), generator=rng)
     down, right, mirrored = torch.cat([shifts, mirrored]).to(images.device)  # each (B, 1)
     rows = torch.arange(height, device=images.device) + down  # (B, H): where each output row comes from
     columns = torch.arange(width, device=images.device)

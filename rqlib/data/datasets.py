@@ -62,7 +62,7 @@ class ImageDataset:
 
     @property
     def augment(self) -> Callable[..., Tensor]:
-        """(x, generator=...) -> x of the same shape: random crop, and flip where the set allows it."""
+        """(x, rng=...) -> x of the same shape: random crop, and flip where the set allows it."""
         return functools.partial(crop_and_flip, flip=self.horizontal_flip)
 
     def calibration(self, count: int) -> Tensor:
@@ -127,7 +127,7 @@ def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices (rest, held out) of ``count`` images, a seeded tenth held out, each ascending."""
     if count < 2:
         raise ValueError(f"expected at least 2 training images, of which one is held out for validation, got {count}")
-    order = torch.randperm(count, generator=runtime.generator(seed))
+    order = torch.randperm(count, generator=runtime.rng(seed))
     held_out = max(1, round(count / _VALIDATION_SHARE))
     return order[held_out:].sort().values, order[:held_out].sort().values
 
@@ -191,15 +191,15 @@ def batches(
     *,
     shuffle: bool = False,
     augment: Callable[..., Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    rng: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (x, y) on the active device, every image once: x float32 (B, C, H, W) in [0, 1], y int64 (B,).
 
     Args:
         images: uint8, or floating point in [0, 1] (pseudo-data).
-        shuffle: in an order drawn from ``generator``.
-        augment: (images, generator=...) -> images, applied to each batch before it becomes float.
-        generator: on the CPU; the same state gives the same batches on every device.
+        shuffle: in an order drawn from ``rng``.
+        augment: (images, rng=...) -> images, applied to each batch before it becomes float.
+        rng: on the CPU; the same state gives the same batches on every device.
 
     Raises:
         ValueError: numbers of images and labels differ, or batch_size < 1.
@@ -208,16 +208,16 @@ def batches(
         raise ValueError(f"expected one label an image, got {len(images)} images and {len(labels)} labels")
     if batch_size < 1:
         raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
-    return _batches(images, labels, batch_size, shuffle, augment, generator)
+    return _batches(images, labels, batch_size, shuffle, augment, rng)
 
 
-def _batches(images, labels, batch_size: int, shuffle: bool, augment, generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(images, labels, batch_size: int, shuffle: bool, augment, rng) -> Iterator[tuple[Tensor, Tensor]]:
     place = runtime.active().place
-    order = torch.randperm(len(labels), generator=generator).to(labels.device) if shuffle else None
+    order = torch.randperm(len(labels), generator=rng).to(labels.device) if shuffle else None
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         rows = rows if order is None else order[rows]
         x, y = place(_pick(images, rows)), place(labels[rows])
         if augment is not None:
-            x = augment(x, generator=generator)
+            x = augment(x, rng=rng)
         yield to_pixels(x), y

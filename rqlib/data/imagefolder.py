@@ -113,7 +113,7 @@ def _decoded(path: Path) -> dict:
 def _shuffled(members: dict[str, list[str]], classes: list[str]) -> list[tuple[str, int]]:
     """(name, label) of every image, in a random order that never changes: the first n are a fair sample."""
     pairs = [(name, label) for label, kind in enumerate(classes) for name in members.get(kind, ())]
-    return [pairs[i] for i in torch.randperm(len(pairs), generator=runtime.generator(0)).tolist()]
+    return [pairs[i] for i in torch.randperm(len(pairs), generator=runtime.rng(0)).tolist()]
 
 
 @contextlib.contextmanager

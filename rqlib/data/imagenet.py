@@ -69,7 +69,7 @@ def read(root: Path) -> tuple:
     paths, labels = zip(*dataset.samples, strict=True)
     steps = [transforms.Resize(_RESIZED), transforms.CenterCrop(_CROPPED), transforms.PILToTensor()]
     images = ImageFiles(list(paths), transforms.Compose(steps), (_CROPPED, _CROPPED))
-    order = torch.randperm(len(images), generator=runtime.generator(0))
+    order = torch.randperm(len(images), generator=runtime.rng(0))
     count = len(images) // _CALIBRATION_SHARE
     calibration, test = ((images.subset(rows), torch.tensor(labels)[rows]) for rows in (order[:count], order[count:]))
     return calibration, test, tuple(names[0] for names in dataset.classes)

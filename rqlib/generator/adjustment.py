@@ -85,7 +85,7 @@ def adjust(
                 break
             row = {"round": number, **_measured(generator, teacher, attack, target, images, (seed, number))}
             action = choose(row, number) if number < rounds else "stop"
-            parts = _steps(training, teacher, action, attack, steps, batch_size, runtime.generator(seed, number, 1))
+            parts = _steps(training, teacher, action, attack, steps, batch_size, runtime.rng(seed, number, 1))
             training.add(row | {"action": action} | parts)
     return pandas.DataFrame(training.rows)
 
@@ -101,7 +101,7 @@ def choose(row: dict, number: int) -> str:
 
 
 def _measured(generator: Generator, teacher, attack: Attack, target: Target, images: int, seeds: tuple) -> dict:
-    fresh = network.sample(generator, images, seed=runtime.generator(*seeds).initial_seed())
+    fresh = network.sample(generator, images, seed=runtime.rng(*seeds).initial_seed())
     found = Target(measures.accuracy(teacher, *fresh), measures.accuracy(teacher, *fresh, attack=attack))
     differences = {
         f"{name}_difference": 100 * (getattr(found, name) - getattr(target, name)) for name in Target._fields
@@ -109,7 +109,7 @@ def _measured(generator: Generator, teacher, attack: Attack, target: Target, ima
     return found._asdict() | differences
 
 
-def _steps(training, teacher, action: str, attack: Attack, steps: int, batch_size: int, stream) -> dict[str, float]:
+def _steps(training, teacher, action: str, attack: Attack, steps: int, batch_size: int, rng) -> dict[str, float]:
     if action == "stop":
         return {}
     classes = len(training.generator.embedding)
@@ -117,9 +117,9 @@ def _steps(training, teacher, action: str, attack: Attack, steps: int, batch_siz
     with training.mode():
         for _ in range(steps):
             if action == "superposed":
-                mixture = network.superposed(batch_size, classes, stream)
+                mixture = network.superposed(batch_size, classes, rng)
             else:
-                mixture = network.single(torch.randint(classes, (batch_size,), generator=stream), classes)
+                mixture = network.single(torch.randint(classes, (batch_size,), generator=rng), classes)
             attacked = attack if action == "adversarial" else None
-            rows.append(step(training, teacher, mixture, stream, attacked))
+            rows.append(step(training, teacher, mixture, rng, attacked))
     return mean(rows)

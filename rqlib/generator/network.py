@@ -101,16 +101,16 @@ def single(labels: Tensor, classes: int) -> Tensor:
     return F.one_hot(labels, classes).float()
 
 
-def superposed(count: int, classes: int, stream: torch.Generator, *, members: int | None = None) -> Tensor:
+def superposed(count: int, classes: int, rng: torch.Generator, *, members: int | None = None) -> Tensor:
     """Mixtures (count, K) of labels drawn with replacement, weights softmax(N(0, 1)) (Qimera).
 
     Args:
-        stream: of random numbers, on the CPU.
+        rng: of random numbers, on the CPU.
         members: labels in a mixture; by default a tenth of the classes, at least 2.
     """
     members = members or max(2, classes // 10)
-    labels = torch.randint(classes, (count, members), generator=stream)
-    weights = torch.randn(count, members, generator=stream).softmax(1)
+    labels = torch.randint(classes, (count, members), generator=rng)
+    weights = torch.randn(count, members, generator=rng).softmax(1)
     return torch.zeros(count, classes).scatter_add_(1, labels, weights)
 
 
@@ -135,7 +135,7 @@ def images(generator: Generator, mixtures: Tensor, *, seed: int = 0, batch_size:
     """Images uint8 (N, C, H, W) of mixtures (N, K), one noise each; eval mode, seeded."""
     policy = runtime.active()
     policy.place(generator)
-    noise = torch.randn(len(mixtures), generator.embedding.shape[1], generator=runtime.generator(seed))
+    noise = torch.randn(len(mixtures), generator.embedding.shape[1], generator=runtime.rng(seed))
     pairs = zip(mixtures.split(batch_size), noise.split(batch_size), strict=True)
     with runtime.evaluating(generator), policy.autocast():
         parts = [datasets.to_uint8(generator(*map(policy.place, pair))) for pair in pairs]
@@ -148,7 +148,7 @@ def boundary(generator: Generator, teacher: nn.Module, count: int = 12_800, *, s
     Where `sample` asks for images the teacher is sure of, these are such as a small change can move: the loss on
     them is one minus the agreement with the teacher (boundary supporting samples: Qimera, arXiv 2111.02625).
     """
-    mixtures = superposed(count, len(generator.embedding), runtime.generator(seed, 1))
+    mixtures = superposed(count, len(generator.embedding), runtime.rng(seed, 1))
     made = images(generator, mixtures, seed=seed)
     labels = runtime.active().place(mixtures.argmax(1))
     with runtime.exact():

@@ -45,7 +45,7 @@ def report(teacher: nn.Module, pseudo: datasets.Split, spec: ImageSpec, real: da
 
 def noise(spec: ImageSpec, count: int, *, seed: int = 0) -> Tensor:
     """Images uint8 of independent pixels with the mean and spread of the real ones: what statistics must beat."""
-    pixels = torch.randn(count, *spec.shape, generator=runtime.generator(seed))
+    pixels = torch.randn(count, *spec.shape, generator=runtime.rng(seed))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return datasets.to_uint8(mean + std * pixels)
 

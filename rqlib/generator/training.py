@@ -63,10 +63,10 @@ def fit(
     training = Training(generator, teacher, checkpoint, lr, settings)
     with frozen(teacher), training.mode():
         for epoch in runtime.progress(range(len(training.rows), epochs), "generator"):
-            started, stream = time.perf_counter(), runtime.generator(seed, epoch)
+            started, rng = time.perf_counter(), runtime.rng(seed, epoch)
             training.lr = lr * (0.1 if epoch >= 0.75 * epochs else 1.0)
-            mixtures = (_mixture(training, batch_size, superposed_fraction, stream) for _ in range(steps))
-            rows = [step(training, teacher, mixture, stream) for mixture in mixtures]
+            mixtures = (_mixture(training, batch_size, superposed_fraction, rng) for _ in range(steps))
+            rows = [step(training, teacher, mixture, rng) for mixture in mixtures]
             training.add(
                 {"epoch": epoch + 1, **mean(rows), "lr": training.lr, "seconds": time.perf_counter() - started}
             )
@@ -140,7 +140,7 @@ def frozen(teacher: nn.Module) -> Iterator[nn.Module]:
 
 
 def step(
-    training: Training, teacher: nn.Module, mixture: Tensor, stream: torch.Generator, attack: Attack | None = None
+    training: Training, teacher: nn.Module, mixture: Tensor, rng: torch.Generator, attack: Attack | None = None
 ) -> dict[str, Tensor]:
     """One optimizer step; the parts of its loss.
 
@@ -149,7 +149,7 @@ def step(
         attack: adds 0.5 CE of the attacked copies of the images, whose perturbation counts as constant.
     """
     policy, generator = runtime.active(), training.generator
-    noise = torch.randn(len(mixture), generator.embedding.shape[1], generator=stream)
+    noise = torch.randn(len(mixture), generator.embedding.shape[1], generator=rng)
     mixture, noise = policy.place(mixture), policy.place(noise)
     with policy.autocast():
         x = generator(mixture, noise)
@@ -182,11 +182,11 @@ def _prior(x: Tensor, distances: list[Tensor]) -> tuple[str, Tensor]:
     return "total_variation", sum(x.diff(dim=axis).abs().mean() for axis in (2, 3))
 
 
-def _mixture(training: Training, count: int, superposed_fraction: float, stream: torch.Generator) -> Tensor:
+def _mixture(training: Training, count: int, superposed_fraction: float, rng: torch.Generator) -> Tensor:
     classes = len(training.generator.embedding)
-    if torch.rand((), generator=stream) < superposed_fraction:
-        return superposed(count, classes, stream)
-    return single(torch.randint(classes, (count,), generator=stream), classes)
+    if torch.rand((), generator=rng) < superposed_fraction:
+        return superposed(count, classes, rng)
+    return single(torch.randint(classes, (count,), generator=rng), classes)
 
 
 def _check(least: int, **numbers: int) -> None:

@@ -59,8 +59,8 @@ def available() -> bool:
 def _is_exact(groups: int, lowest: int) -> bool:
     """Whether the largest codes give the right sums."""
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=groups)
-    generator = torch.Generator().manual_seed(0)
-    layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=generator).float() * 2 - LARGEST
-    codes = LARGEST * torch.randint(lowest, 2, (2, 64, 8, 8), generator=generator).float()
+    rng = torch.Generator().manual_seed(0)
+    layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=rng).float() * 2 - LARGEST
+    codes = LARGEST * torch.randint(lowest, 2, (2, 64, 8, 8), generator=rng).float()
     expected = F.conv2d(codes.double(), layer.weight.double(), padding=1, groups=groups)
     return torch.equal(Conv2d(layer, nonnegative=lowest == 0)(codes).double(), expected)

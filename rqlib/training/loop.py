@@ -164,13 +164,13 @@ def _epoch(training: _Training, dataset, objective: Objective, attack, after_ste
 def _train_epoch(training: _Training, dataset, objective: Objective, after_step, epoch: int) -> float:
     """One pass over the training images; returns the mean loss."""
     model, recipe, policy = training.model.train(), training.recipe, runtime.active()
-    generator = runtime.generator(training.seed, epoch)
+    rng = runtime.rng(training.seed, epoch)
     augment = dataset.augment if recipe.augment else None
     steps = -(-len(dataset.train.labels) // recipe.batch_size)
     losses: list[Tensor] = []
     with torch.random.fork_rng():
-        torch.manual_seed(generator.initial_seed())
-        batches = data.batches(*dataset.train, recipe.batch_size, shuffle=True, augment=augment, generator=generator)
+        torch.manual_seed(rng.initial_seed())
+        batches = data.batches(*dataset.train, recipe.batch_size, shuffle=True, augment=augment, rng=rng)
         for step, (x, y) in enumerate(batches):
             _set_lr(training.optimizer, recipe.lr_at(epoch + (step + 1) / (steps + 1)))
             with policy.autocast():

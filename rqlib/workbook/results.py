@@ -43,7 +43,8 @@ class Run:
     Args:
         notebook: name without ending, say ``"05_robust"``.
         namespace: ``globals()`` of the notebook, right after its `parameters` cell. Checked values
-            are written back (an int given for a float becomes a float). ``run_folder``, where the
+            are written back (an int given for a float becomes a float). ``device`` and ``precision``
+            become the active policy, which ``run.policy`` holds. ``run_folder``, where the
             notebook has this parameter and it is not empty, is the folder; it must lie in `outputs_folder`.
 
     Raises:
@@ -56,6 +57,7 @@ class Run:
         self.parameters = parameters.from_namespace(namespace)
         self.folder = _folder(notebook, self.parameters)
         namespace.update(self.parameters)
+        self.policy = _policy(self.parameters)
         self._started, self._saved = time.monotonic(), 0.0
         self._record = _record(notebook, self.parameters)
         self._rows: dict[str, dict] = {}
@@ -235,6 +237,12 @@ def _folder(notebook: str, values: dict) -> Path:
     if base not in folder.parents:
         raise ParameterError(f"run_folder={given!r}: expected a folder inside {base} (RQLIB_OUTPUTS chooses another)")
     return folder
+
+
+def _policy(values: dict) -> runtime.Policy:
+    """The policy that the parameters ``device`` and ``precision`` ask for, now the active one of the process."""
+    asked = {name: values[name] for name in ("device", "precision") if name in values}
+    return runtime.use(**asked) if asked else runtime.active()
 
 
 def _hold(notebook: str, folder: Path) -> bool:

@@ -60,9 +60,9 @@ def test_score_averages_over_draws():
 def seen(model, x, y, *, draws, seed=0):
     """(logits (draws, B, K), losses (B,), gradient): two scores that draw the same random numbers."""
     image = x.clone().requires_grad_()
-    with ascent.traceless(model, x, runtime.generator(seed)):
+    with ascent.traceless(model, x, runtime.rng(seed)):
         logits = ascent.Score(model, y, ce, draws=draws).forwards(x).view(draws, len(x), -1)
-    with ascent.traceless(model, x, runtime.generator(seed)):
+    with ascent.traceless(model, x, runtime.rng(seed)):
         score = ascent.Score(model, y, ce, draws=draws)
         losses, _ = score(image, y)
     return logits, losses, score.gradient(losses, image)
@@ -158,7 +158,7 @@ def test_climb_lets_the_fooled_leave():
 
 def test_traceless_draws_its_own_numbers():
     torch.manual_seed(1)
-    state, x, drawn = torch.get_rng_state(), torch.rand(2, 1, 4, 4, generator=runtime.generator(0)), []
+    state, x, drawn = torch.get_rng_state(), torch.rand(2, 1, 4, 4, generator=runtime.rng(0)), []
     for seed in (None, None, 7, 7, 8):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         with ascent.traceless(nn.Identity(), x, generator):

@@ -275,9 +275,9 @@ def test_randomized_model_gets_fresh_noise_in_every_attack_and_outside():
 
     x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
     model = Recorder()
-    methods.fgsm(model, x, y, ball=Linf(0.1), generator=torch.Generator().manual_seed(5))
+    methods.fgsm(model, x, y, ball=Linf(0.1), rng=torch.Generator().manual_seed(5))
     model(x)
-    methods.fgsm(model, x, y, ball=Linf(0.1), generator=torch.Generator().manual_seed(6))
+    methods.fgsm(model, x, y, ball=Linf(0.1), rng=torch.Generator().manual_seed(6))
     assert len(seen) == 3
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(seen, 2))
 
@@ -286,11 +286,11 @@ def test_result_is_a_function_of_its_arguments():
     model, (x, y) = robust_networks.trained(adversarial=False), robust_networks.images(10)
     attack = functools.partial(methods.pgd, model, ball=Linf(0.1), step_size=0.02, steps=2, best=False)
     assert torch.equal(attack(x, y), attack(x, y))
-    same = [attack(x, y, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    same = [attack(x, y, rng=torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*same)
-    assert not torch.equal(same[0], attack(x, y, generator=torch.Generator().manual_seed(4)))
+    assert not torch.equal(same[0], attack(x, y, rng=torch.Generator().manual_seed(4)))
     generator = torch.Generator().manual_seed(3)
-    assert not torch.equal(attack(x, y, generator=generator), attack(x, y, generator=generator))
+    assert not torch.equal(attack(x, y, rng=generator), attack(x, y, rng=generator))
 
 
 def test_other_images_start_elsewhere():

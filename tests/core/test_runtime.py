@@ -59,9 +59,9 @@ def test_place_uses_channels_last():
 
 
 def test_generator_depends_on_every_seed():
-    draws = {torch.rand(1, generator=runtime.generator(*seeds)).item() for seeds in [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    draws = {torch.rand(1, generator=runtime.rng(*seeds)).item() for seeds in [(0, 0), (0, 1), (1, 0), (1, 1)]}
     assert len(draws) == 4
-    again = [torch.rand(3, generator=runtime.generator(7, 3)) for _ in range(2)]
+    again = [torch.rand(3, generator=runtime.rng(7, 3)) for _ in range(2)]
     assert torch.equal(*again)
 
 

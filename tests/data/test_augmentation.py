@@ -36,11 +36,9 @@ def every_crop(image: torch.Tensor, padding: int, padding_mode: str, flip: bool)
     seed=st.integers(0, 2**31),
 )
 def test_every_result_is_a_crop_of_the_padded_image(channels, height, width, padding, padding_mode, flip, seed):
-    generator = runtime.generator(seed)
+    generator = runtime.rng(seed)
     images = torch.randint(1, 256, (6, channels, height, width), dtype=torch.uint8, generator=generator)
-    cropped = augmentation.crop_and_flip(
-        images, padding=padding, padding_mode=padding_mode, flip=flip, generator=generator
-    )
+    cropped = augmentation.crop_and_flip(images, padding=padding, padding_mode=padding_mode, flip=flip, rng=generator)
     assert cropped.shape == images.shape
     assert cropped.dtype == torch.uint8
     for image, result in zip(images, cropped, strict=True):
@@ -50,9 +48,9 @@ def test_every_result_is_a_crop_of_the_padded_image(channels, height, width, pad
 @pytest.mark.parametrize("padding_mode", sorted(MODES))
 @pytest.mark.parametrize("flip", [False, True])
 def test_every_crop_comes_up(padding_mode, flip):
-    image = torch.randint(1, 256, (1, 2, 5, 6), dtype=torch.uint8, generator=runtime.generator(0))
+    image = torch.randint(1, 256, (1, 2, 5, 6), dtype=torch.uint8, generator=runtime.rng(0))
     options = {"padding": 1, "padding_mode": padding_mode, "flip": flip}
-    results = augmentation.crop_and_flip(image.expand(2000, -1, -1, -1), **options, generator=runtime.generator(1))
+    results = augmentation.crop_and_flip(image.expand(2000, -1, -1, -1), **options, rng=runtime.rng(1))
     found = {result.contiguous().numpy().tobytes() for result in results}
     assert found == every_crop(image[0], **options)
     assert len(found) == (18 if flip else 9)
@@ -60,9 +58,9 @@ def test_every_crop_comes_up(padding_mode, flip):
 
 @pytest.mark.parametrize("padding_mode", sorted(MODES))
 def test_agrees_with_a_loop_over_the_same_shifts(padding_mode):
-    images = torch.rand(20, 3, 9, 8, generator=runtime.generator(0))
-    shifts = torch.randint(-4, 5, (2, 20, 1), generator=runtime.generator(7)).flatten(1)
-    results = augmentation.crop_and_flip(images, padding_mode=padding_mode, flip=False, generator=runtime.generator(7))
+    images = torch.rand(20, 3, 9, 8, generator=runtime.rng(0))
+    shifts = torch.randint(-4, 5, (2, 20, 1), generator=runtime.rng(7)).flatten(1)
+    results = augmentation.crop_and_flip(images, padding_mode=padding_mode, flip=False, rng=runtime.rng(7))
     padded = F.pad(images, [4] * 4, mode=MODES[padding_mode])
     for result, image, (down, right) in zip(results, padded, shifts.T.tolist(), strict=True):
         assert torch.equal(result, image[:, 4 + down : 13 + down, 4 + right : 12 + right])
@@ -71,7 +69,7 @@ def test_agrees_with_a_loop_over_the_same_shifts(padding_mode):
 def test_memory_layout_does_not_matter():
     images = torch.rand(8, 3, 8, 8)
     last = images.contiguous(memory_format=torch.channels_last)
-    a, b = (augmentation.crop_and_flip(x, flip=True, generator=runtime.generator(0)) for x in (images, last))
+    a, b = (augmentation.crop_and_flip(x, flip=True, rng=runtime.rng(0)) for x in (images, last))
     assert torch.equal(a, b)
     assert a.is_contiguous(memory_format=torch.channels_last)
     assert b.is_contiguous(memory_format=torch.channels_last)

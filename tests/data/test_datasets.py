@@ -105,7 +105,7 @@ def test_spec_has_mean_and_std_of_the_training_images(digits):
 
 @given(st.integers(1, 30), st.integers(1, 3), st.integers(0, 2**31))
 def test_mean_and_std_agree_with_torch(count, channels, seed):
-    images = torch.randint(0, 256, (count, channels, 3, 5), dtype=torch.uint8, generator=runtime.generator(seed))
+    images = torch.randint(0, 256, (count, channels, 3, 5), dtype=torch.uint8, generator=runtime.rng(seed))
     std, mean = torch.std_mean(images.double() / 255, (0, 2, 3), correction=0)
     ours_mean, ours_std = datasets.mean_and_std(images)
     assert ours_mean == pytest.approx(mean.tolist(), abs=6e-5)
@@ -221,8 +221,8 @@ def test_batches_are_pixels_channels_last(digits):
 
 def test_the_same_generator_state_gives_the_same_batches(digits):
     def walk(seed: int) -> list:
-        generator = runtime.generator(seed)
-        parts = datasets.batches(*digits.test, 100, shuffle=True, augment=digits.augment, generator=generator)
+        generator = runtime.rng(seed)
+        parts = datasets.batches(*digits.test, 100, shuffle=True, augment=digits.augment, rng=generator)
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     first, same, other = walk(0), walk(0), walk(1)
@@ -232,23 +232,22 @@ def test_the_same_generator_state_gives_the_same_batches(digits):
 
 
 def test_shuffling_differs_from_epoch_to_epoch(digits):
-    generator = runtime.generator(3)
+    generator = runtime.rng(3)
     first, second = (
-        torch.cat([y for _, y in datasets.batches(*digits.test, 64, shuffle=True, generator=generator)])
-        for _ in range(2)
+        torch.cat([y for _, y in datasets.batches(*digits.test, 64, shuffle=True, rng=generator)]) for _ in range(2)
     )
     assert not torch.equal(first, second)
 
 
 def test_order_and_augmentation_do_not_touch_the_global_random_state(digits):
     before = torch.get_rng_state()
-    list(datasets.batches(*digits.test, 64, shuffle=True, augment=digits.augment, generator=runtime.generator(0)))
+    list(datasets.batches(*digits.test, 64, shuffle=True, augment=digits.augment, rng=runtime.rng(0)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batches_leave_the_images_as_they_were(digits):
     before = digits.test.images.clone()
-    for x, _ in datasets.batches(*digits.test, 64, augment=digits.augment, generator=runtime.generator(0)):
+    for x, _ in datasets.batches(*digits.test, 64, augment=digits.augment, rng=runtime.rng(0)):
         x.zero_()
     assert torch.equal(digits.test.images, before)
 
@@ -274,10 +273,10 @@ def test_bad_batches_are_refused_at_the_call(labels, batch_size, message):
 
 def test_augment_shifts_and_flips_only_where_the_set_allows(digits):
     x = torch.arange(32, dtype=torch.uint8).expand(64, 3, 32, 32)  # every row ascends from left to right
-    still = digits.augment(x, generator=runtime.generator(0))
+    still = digits.augment(x, rng=runtime.rng(0))
     assert (still[..., 5:-4].int().diff() > 0).all()
     flipping = dataclasses.replace(digits, horizontal_flip=True)
-    flipped = flipping.augment(x, generator=runtime.generator(0))
+    flipped = flipping.augment(x, rng=runtime.rng(0))
     assert 16 < (flipped[:, 0, 0, 15] > flipped[:, 0, 0, 16]).sum() < 48
     assert datasets.crop_and_flip is crop_and_flip
 
@@ -339,8 +338,8 @@ def test_on_a_gpu_images_are_moved_once_and_batches_are_the_same(digits):
         assert moved.train.images.is_cuda
         assert moved.test.labels.is_cuda
         options = {"shuffle": True, "augment": moved.augment}
-        on_gpu = list(datasets.batches(*moved.test, 64, **options, generator=runtime.generator(0)))
-    on_cpu = list(datasets.batches(*digits.test, 64, **options, generator=runtime.generator(0)))
+        on_gpu = list(datasets.batches(*moved.test, 64, **options, rng=runtime.rng(0)))
+    on_cpu = list(datasets.batches(*digits.test, 64, **options, rng=runtime.rng(0)))
     for (x, y), (same_x, same_y) in zip(on_gpu, on_cpu, strict=True):
         assert x.is_cuda
         assert torch.allclose(x.cpu(), same_x, atol=1e-7)

@@ -90,7 +90,7 @@ def test_batches_and_accuracy_read_from_the_files(tmp_path):
     write_imagenet(tmp_path)
     dataset = data.load("imagenet", tmp_path)
     assert measures.accuracy(Brightness(), *dataset.test, batch_size=8) == 1
-    shuffled = list(data.batches(*dataset.test, 10, shuffle=True, generator=runtime.generator(0)))
+    shuffled = list(data.batches(*dataset.test, 10, shuffle=True, rng=runtime.rng(0)))
     assert [len(x) for x, _ in shuffled] == [10, 10, 7]
     x, y = shuffled[0]
     assert x.dtype == torch.float32

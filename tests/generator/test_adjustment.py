@@ -64,7 +64,7 @@ def test_every_round_is_logged_with_its_differences():
 def test_it_stops_where_the_target_is_met():
     built = generated.trained()
     before = copy.deepcopy(built.state_dict())
-    fresh = generator.sample(built, 50, seed=runtime.generator(0, 0).initial_seed())
+    fresh = generator.sample(built, 50, seed=runtime.rng(0, 0).initial_seed())
     met = adjustment.target(generated.teacher(), fresh, harmless)
     assert met.clean == met.robust == measures.accuracy(generated.teacher(), *fresh)
     rows = adjust(built, harmless, target=met)

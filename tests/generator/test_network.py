@@ -49,7 +49,7 @@ def test_the_embedding_starts_as_the_teachers_last_weight_standardized():
 @given(count=st.integers(1, 50), classes=st.integers(2, 120), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
 def test_superposed_labels_are_mixtures(count, classes, seed):
-    mixtures = superposed(count, classes, runtime.generator(seed))
+    mixtures = superposed(count, classes, runtime.rng(seed))
     assert mixtures.shape == (count, classes)
     assert torch.allclose(mixtures.sum(1), torch.ones(count), atol=1e-5)
     assert (mixtures >= 0).all()
@@ -57,10 +57,10 @@ def test_superposed_labels_are_mixtures(count, classes, seed):
 
 
 def test_members_of_a_mixture_are_drawn_with_replacement():
-    mixtures = superposed(2000, 10, runtime.generator(0))
+    mixtures = superposed(2000, 10, runtime.rng(0))
     alone = (mixtures.amax(1) == 1).float().mean().item()
     assert alone == pytest.approx(0.1, abs=0.03)
-    many = superposed(500, 10, runtime.generator(0), members=5)
+    many = superposed(500, 10, runtime.rng(0), members=5)
     assert (many > 0).sum(1).max() == 5
 
 

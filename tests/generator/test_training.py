@@ -122,9 +122,9 @@ def test_the_attacked_copy_adds_to_the_loss():
 
     weights = state(built)
     with frozen(generated.teacher()), training.mode():
-        plain = step(training, generated.teacher(), mixture, runtime.generator(0))
+        plain = step(training, generated.teacher(), mixture, runtime.rng(0))
         built.load_state_dict(weights)
-        attacked = step(training, generated.teacher(), mixture, runtime.generator(0), attack)
+        attacked = step(training, generated.teacher(), mixture, runtime.rng(0), attack)
     assert seen == [(False, list(range(10)))]
     assert attacked["cross_entropy"] == pytest.approx(plain["cross_entropy"].item(), rel=1e-4)
     assert attacked["loss"] > plain["loss"]

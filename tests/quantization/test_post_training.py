@@ -34,7 +34,7 @@ def descend(model, split, epochs, lr, batch_size=50):
     model.train()
     for epoch in range(epochs):
         order = torch.Generator().manual_seed(epoch)
-        for x, y in data.batches(split.images, split.labels, batch_size, shuffle=True, generator=order):
+        for x, y in data.batches(split.images, split.labels, batch_size, shuffle=True, rng=order):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

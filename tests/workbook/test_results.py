@@ -105,6 +105,13 @@ def test_checked_values_go_back_into_the_notebook():
     assert namespace["rate"] == run.parameters["rate"] == 0.001
 
 
+def test_the_device_and_the_precision_become_the_active_policy():
+    assert start(device="cpu", precision="bfloat16").policy == runtime.Policy(torch.device("cpu"), bfloat16=True)
+    assert runtime.active().bfloat16
+    assert start(device="cpu", precision="float32").policy == runtime.active()
+    assert not runtime.active().bfloat16
+
+
 def test_bad_parameters_leave_no_trace(outputs):
     history = {"In": ["", "# Parameters\nepocs = 3\n"], "epocs": 3}
     namespace = {"__annotations__": {"epochs": int, "seed": int}, "epochs": 2, "seed": -1, **history}

@@ -87,7 +87,7 @@ class Case:
     def drawn(self) -> float:
         """`ascent.spread` of the draws that an attack averages a gradient over, of the first image."""
         draws = self.eot_samples
-        with ascent.traceless(self.model, self.x, runtime.generator(0)), torch.no_grad():
+        with ascent.traceless(self.model, self.x, runtime.rng(0)), torch.no_grad():
             logits = ascent.Score(self.model, self.y, ce, draws=draws).forwards(self.x[:1])
         return ascent.spread(logits.view(draws, -1))
 
@@ -147,7 +147,7 @@ class Case:
 
     def gradients(self, *, eot_samples: int = 1, seed: int = 0) -> Tensor:
         """Gradient of the cross-entropy with respect to every image, (N, C, H, W)."""
-        with ascent.traceless(self.model, self.x, runtime.generator(seed)):
+        with ascent.traceless(self.model, self.x, runtime.rng(seed)):
             score = ascent.Score(self.model, self.y, ce, draws=eot_samples)
             x = self.x.detach().clone().requires_grad_()
             return score.gradient(score(x, self.y)[0], x)

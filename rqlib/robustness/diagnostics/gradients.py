@@ -115,7 +115,7 @@ def directions(
     """Two perturbations of length epsilon for each image: steepest, and random; each (N, C, H, W)."""
     case = Case(model, x, y, ball, ball.epsilon, 1)
     steepest = ball.steepest(case.gradients(eot_samples=eot_samples, seed=seed))
-    noise = torch.randn(x.shape, generator=runtime.generator(seed)).to(x)
+    noise = torch.randn(x.shape, generator=runtime.rng(seed)).to(x)
     return ball.epsilon * steepest, ball.epsilon * ball.steepest(noise)
 
 

@@ -44,9 +44,9 @@ def overfitting(case: Case) -> Finding:
 
 def linear_oracle(case: Case) -> Finding:
     """18. On a random linear two-class network PGD reaches the closed-form optimum to 1e-5."""
-    ball, generator = case.within(min(case.ball.epsilon, 0.25)), torch.Generator().manual_seed(0)
+    ball, rng = case.within(min(case.ball.epsilon, 0.25)), torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(case.x[0].numel(), 2)).to(case.x)
-    weight = torch.randn(model[1].weight.shape, generator=generator) / case.x[0].numel() ** 0.5
+    weight = torch.randn(model[1].weight.shape, generator=rng) / case.x[0].numel() ** 0.5
     model[1].weight.data = weight.to(case.x)
     x, y = torch.full_like(case.x[:8], 0.5), torch.arange(min(8, len(case.x)), device=case.x.device) % 2
     found = attacks.pgd(model, x, y, ball=ball, step_size=ball.epsilon / 4, steps=50)
