@@ -4,10 +4,10 @@
     snakemake --cores 2 --config preset=cifar10_quick       another folder of params/
     snakemake --workflow-profile params/slurm --config preset=cifar10      on a cluster
 
-params/PRESET/workflow.yaml lists the runs of every notebook (and the ``threads`` of a run, where not two),
-params/PRESET/NN_name.yaml the values they share. A run is made again when its parameters, its notebook's code
-or rqlib have changed (saving a notebook changes none of these); a failed or killed one alone, going on from its
-last epoch.
+params/PRESET/workflow.yaml lists the runs of every notebook, and the ``threads`` of one run (by default 2).
+params/PRESET/NN_name.yaml holds the values that all runs of a notebook share. A run is made again when its
+parameters, its notebook's code or rqlib have changed; saving a notebook changes none of these. After a failure or
+a kill only the interrupted run is made again, and it goes on from its last epoch.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from rqlib.workbook import provenance
+from rqlib.core import provenance
 
 PRESET = config.get("preset", "digits")
 PARAMS = Path(config.get("params", "params")) / PRESET
@@ -56,23 +56,16 @@ def after(notebook, earlier):
     }
 
 
-TRAIN = runs("01_train")
-QUANTIZE = after("02_quantize", TRAIN)
-FIT = runs("03_fit")
-GENERATOR = after("04_generator", TRAIN)
-ROBUST = after("05_robust", TRAIN)
-PRUNE = after("06_prune", TRAIN)
+RUNS = {notebook: runs(notebook) for notebook in ("01_train", "03_fit")}
+RUNS |= {
+    notebook: after(notebook, RUNS["01_train"])
+    for notebook in ("02_quantize", "04_generator", "05_robust", "06_prune")
+}
 
 
-def fitted(run):
-    """The runs whose rows a run of 03_fit reads."""
-    source = {**shared_values("03_fit"), **FIT[f"{OUTPUTS}/03_fit/{run}"]}.get("source", "02_quantize")
-    return GENERATOR if source == "04_generator" else QUANTIZE
-
-
-def tables(folders):
-    """What a finished run leaves, for each folder."""
-    return [f"{folder}/rows.parquet" for folder in folders]
+def tables(notebook):
+    """What every run of a notebook leaves when it has finished."""
+    return [f"{folder}/rows.parquet" for folder in RUNS[notebook]]
 
 
 def shared_values(notebook):
@@ -80,79 +73,67 @@ def shared_values(notebook):
     return yaml.safe_load((PARAMS / f"{notebook}.yaml").read_text()) or {}
 
 
-def execute(notebook, folder, runs):
+# What a run waits for, given its parameters.
+
+
+def nothing(values):
+    return []
+
+
+def its_checkpoint(values):
+    return values["checkpoint"]
+
+
+def all_trainings(values):
+    """Images are transferred between the networks."""
+    return tables("01_train")
+
+
+def the_rows_it_fits(values):
+    return tables({**shared_values("03_fit"), **values}.get("source", "02_quantize"))
+
+
+# Notebook -> (what a run waits for, what it leaves beside its rows, what it needs).
+NOTEBOOKS = {
+    "01_train": (nothing, ["checkpoint.pt"], {"mem_mb": 8000, "runtime": 600, "gpu": 1}),
+    "02_quantize": (its_checkpoint, [], {"mem_mb": 8000, "runtime": 240, "gpu": 1}),
+    "03_fit": (the_rows_it_fits, [], {"mem_mb": 4000, "runtime": 60}),
+    "04_generator": (its_checkpoint, [], {"mem_mb": 8000, "runtime": 600, "gpu": 1}),
+    "05_robust": (all_trainings, [], {"mem_mb": 8000, "runtime": 240, "gpu": 1}),
+    "06_prune": (its_checkpoint, [], {"mem_mb": 8000, "runtime": 1440, "gpu": 1}),
+}
+
+
+def waits(notebook, waits_for):
+    """Input of a rule: what the run of its wildcard waits for."""
+    return lambda wildcards: waits_for(RUNS[notebook][f"{OUTPUTS}/{notebook}/{wildcards.run}"])
+
+
+def command(notebook):
+    """Parameter of a rule: the shell command of the run of its wildcard."""
+    return lambda wildcards: execute(notebook, f"{OUTPUTS}/{notebook}/{wildcards.run}")
+
+
+def execute(notebook, folder):
     """The shell command of one run."""
-    settings = {**shared_values(notebook), **runs[folder], "run_folder": folder}
+    settings = {**shared_values(notebook), **RUNS[notebook][folder], "run_folder": folder}
     written = " ".join("-p " + shlex.quote(f"{name}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}")
                        for name, value in settings.items())
     return (f"{sys.executable} -m rqlib.workbook.run notebooks/{notebook}.ipynb {folder}/notebook.ipynb "
             f"--report {folder}/report.html {written}")
 
 
-def command(notebook, runs):
-    """The command of a rule's run, by its wildcard."""
-    return lambda wildcards: execute(notebook, f"{OUTPUTS}/{notebook}/{wildcards.run}", runs)
-
-
 rule all:
-    input: tables(TRAIN), tables(QUANTIZE), tables(FIT), tables(GENERATOR), tables(ROBUST), tables(PRUNE)
+    input: [tables(notebook) for notebook in NOTEBOOKS]
 
 
-rule train:
-    input: ancient("notebooks/01_train.ipynb")
-    output: f"{OUTPUTS}/01_train/{{run}}/rows.parquet", f"{OUTPUTS}/01_train/{{run}}/checkpoint.pt"
-    log: f"{OUTPUTS}/01_train/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/01_train.ipynb"), command=command("01_train", TRAIN)
-    threads: THREADS
-    resources: mem_mb=8000, runtime=600, gpu=1
-    shell: "{params.command}"
-
-
-rule quantize:
-    input: ancient("notebooks/02_quantize.ipynb"), lambda wildcards: QUANTIZE[f"{OUTPUTS}/02_quantize/{wildcards.run}"]["checkpoint"]
-    output: f"{OUTPUTS}/02_quantize/{{run}}/rows.parquet"
-    log: f"{OUTPUTS}/02_quantize/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/02_quantize.ipynb"), command=command("02_quantize", QUANTIZE)
-    threads: THREADS
-    resources: mem_mb=8000, runtime=240, gpu=1
-    shell: "{params.command}"
-
-
-rule fit:
-    input: ancient("notebooks/03_fit.ipynb"), lambda wildcards: tables(fitted(wildcards.run))
-    output: f"{OUTPUTS}/03_fit/{{run}}/rows.parquet"
-    log: f"{OUTPUTS}/03_fit/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/03_fit.ipynb"), command=command("03_fit", FIT)
-    threads: THREADS
-    resources: mem_mb=4000, runtime=60
-    shell: "{params.command}"
-
-
-rule generator:
-    input: ancient("notebooks/04_generator.ipynb"), lambda wildcards: GENERATOR[f"{OUTPUTS}/04_generator/{wildcards.run}"]["checkpoint"]
-    output: f"{OUTPUTS}/04_generator/{{run}}/rows.parquet"
-    log: f"{OUTPUTS}/04_generator/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/04_generator.ipynb"), command=command("04_generator", GENERATOR)
-    threads: THREADS
-    resources: mem_mb=8000, runtime=600, gpu=1
-    shell: "{params.command}"
-
-
-rule robust:  # after all trainings: images are transferred between the networks
-    input: ancient("notebooks/05_robust.ipynb"), tables(TRAIN)
-    output: f"{OUTPUTS}/05_robust/{{run}}/rows.parquet"
-    log: f"{OUTPUTS}/05_robust/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/05_robust.ipynb"), command=command("05_robust", ROBUST)
-    threads: THREADS
-    resources: mem_mb=8000, runtime=240, gpu=1
-    shell: "{params.command}"
-
-
-rule prune:
-    input: ancient("notebooks/06_prune.ipynb"), lambda wildcards: PRUNE[f"{OUTPUTS}/06_prune/{wildcards.run}"]["checkpoint"]
-    output: f"{OUTPUTS}/06_prune/{{run}}/rows.parquet"
-    log: f"{OUTPUTS}/06_prune/{{run}}/notebook.ipynb"
-    params: code=provenance.fingerprint("notebooks/06_prune.ipynb"), command=command("06_prune", PRUNE)
-    threads: THREADS
-    resources: mem_mb=8000, runtime=1440, gpu=1
-    shell: "{params.command}"
+for notebook, (waits_for, leaves, needs) in NOTEBOOKS.items():
+    rule:
+        name: notebook[3:]
+        input: ancient(f"notebooks/{notebook}.ipynb"), waits(notebook, waits_for)
+        output: [f"{OUTPUTS}/{notebook}/{{run}}/{file}" for file in ("rows.parquet", *leaves)]
+        log: f"{OUTPUTS}/{notebook}/{{run}}/notebook.ipynb"
+        params: code=provenance.fingerprint(f"notebooks/{notebook}.ipynb"), command=command(notebook)
+        threads: THREADS
+        resources: **needs
+        shell: "{params.command}"

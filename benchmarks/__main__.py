@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 
-from rqlib.core import files, runtime
+from rqlib.core import files, machine
 
 FOLDER = Path(__file__).parent
 TABLE = FOLDER.parent / "outputs/reference/benchmarks.csv"
@@ -18,14 +18,12 @@ TABLE = FOLDER.parent / "outputs/reference/benchmarks.csv"
 def main(names: list[str]) -> None:
     """Measure, print, and replace the rows of what was measured."""
     names = names or sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
-    machine = runtime.describe()
+    found = machine.describe()
     tables = []
     for name in names:
         rows = pandas.DataFrame(importlib.import_module(f"benchmarks.bench_{name}").measure())
         rows.insert(0, "benchmark", name)
-        rows["machine"] = (
-            f"{machine['processor']}, {machine['cores']} cores, GPU {machine['gpu']}, torch {machine['torch']}"
-        )
+        rows["machine"] = f"{found['processor']}, {found['cores']} cores, GPU {found['gpu']}, torch {found['torch']}"
         print(rows.drop(columns="machine").to_string(index=False, float_format="%.4g"), flush=True)
         tables.append(rows)
     if TABLE.exists():

@@ -78,7 +78,7 @@ def half_robust(dataset: data.ImageDataset, weights: dict[str, Tensor]) -> tuple
     """The adversarially trained network at the contrast where robust accuracy first falls to about a half."""
     for contrast in CONTRASTS:
         case = dimmed(dataset, weights, contrast)
-        if evaluate.robust_accuracy(*case, attack=PGD, batch_size=BATCH) < 0.55:
+        if evaluate.accuracy(*case, attack=PGD, batch_size=BATCH) < 0.55:
             break
     return case
 
@@ -136,7 +136,7 @@ def compare(title: str, model: nn.Module, images: Tensor, labels: Tensor, *, at_
         found[name] = run(random_start=False, batches=[first])[0]
         seconds[name] = time.perf_counter() - started
     agreement, fastest = agree(model, found, *first), min(seconds, key=seconds.get)
-    ours = functools.partial(evaluate.robust_accuracy, own, images, labels, attack=PGD, batch_size=BATCH)
+    ours = functools.partial(evaluate.accuracy, own, images, labels, attack=PGD, batch_size=BATCH)
     robust, theirs = ours(), scored(runs[fastest]())
     assert robust <= theirs + 2 * (theirs * (1 - theirs) / COUNT) ** 0.5, f"robust accuracy {robust}, theirs {theirs}"
     others = ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items())
@@ -146,7 +146,7 @@ def compare(title: str, model: nn.Module, images: Tensor, labels: Tensor, *, at_
         ours,
         lambda: scored(runs[fastest]()),
         at_least=at_least,
-        agree=f"{agreement}; a batch: {others}",
+        agree=f"{agreement}; per batch: {others}",
     )
 
 
@@ -165,7 +165,7 @@ def eot(dataset: data.ImageDataset) -> dict:
 
 
 def one_image(dataset: data.ImageDataset, weights: dict[str, Tensor]) -> dict:
-    """One row: the live viewer's attack, PGD-20 on one image, against a second."""
+    """One row: the live viewer's attack, PGD-20 on one image, against one second."""
     model, images, labels = dimmed(dataset, weights, 0.1)
     policy = runtime.active()
     model, x, y = policy.place(model), policy.place(images[:1] / 255), policy.place(labels[:1])

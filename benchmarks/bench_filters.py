@@ -7,7 +7,6 @@ from rqlib import models, pruning
 from rqlib.core import parametrizations, runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
-from rqlib.pruning import masks
 
 BATCH = 64
 
@@ -19,7 +18,8 @@ def removed_and_dense(name: str) -> dict:
     dense, x = place(models.build(name, spec)), place(torch.rand(BATCH, *spec.shape))
     with torch.no_grad():
         dense.train()(x)  # plausible BatchNorm statistics
-        zeroed = parametrizations.bake(masks.apply_masks(dense.eval(), masks.filter_masks(dense, 0.5, x[:1])))
+        half = pruning.magnitude_masks(dense.eval(), 0.5, structure="filters", image=x[:1])
+        zeroed = parametrizations.bake(pruning.apply_masks(dense, half))
         small = place(pruning.remove_channels(zeroed, x[:1]))
         logits = zeroed(x)
         gap = ((small(x) - logits).abs().max() / logits.abs().max()).item()

@@ -56,7 +56,7 @@ def seconds_of(call: Callable) -> tuple[float, object]:
 
 
 def against_the_float_forward(model: nn.Module, images: Tensor, labels: Tensor, precision: str) -> dict:
-    """Seconds a format of the whole sweep, calibration and similarities included, and of one float forward.
+    """Seconds per format of the whole sweep, calibration and similarities included, and of one float forward.
 
     The sweep runs once, 43 formats being repeats enough; the float forward before and after it.
     """

@@ -54,7 +54,7 @@ def usual_loop(network: torch.nn.Module, dataset: data.ImageDataset):
 
 
 def measure() -> list[dict]:
-    """One row a network: seconds for one epoch of the images."""
+    """One row per network: seconds for one epoch of the images."""
     rows = []
     dataset = random_images(IMAGES)
     for name, width in CASES.items():

@@ -1,5 +1,18 @@
-"""One thread for every test and every process it starts: tests then neither wait for each other nor depend on cores."""
+"""Every test computes in float32 on the CPU; it and every process that it starts use one thread.
+
+Tests then neither wait for each other nor depend on the machine.
+"""
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    from rqlib.core import runtime  # after the number of threads is set
+
+    with runtime.using("cpu", "float32"):
+        yield

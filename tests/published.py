@@ -1,4 +1,4 @@
-"""The published tables of nine networks on CIFAR-10, where this checkout has them."""
+"""The published tables of nine networks on CIFAR-10, if this checkout has them, and tables that are made up."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pandas import DataFrame
 
-from rqlib.prediction import features
+from rqlib import prediction
 
 SHARED = Path(os.environ.get("RQLIB_SHARED") or Path(__file__).parents[2] / "shared") / "data"
 QUANTIZED, ROBUST = SHARED / "published_ptq_cifar10.csv", SHARED / "published_robust_cifar10.csv"
@@ -17,8 +17,7 @@ needed = pytest.mark.skipif(not (QUANTIZED.is_file() and ROBUST.is_file()), reas
 @functools.cache
 def table() -> DataFrame:
     """All 387 rows with every predictor."""
-    pseudo = features.pseudo_losses(features.read_csv(ROBUST, ("model", "format")))
-    return features.table(features.read_csv(QUANTIZED), pseudo)
+    return prediction.table(prediction.read_csv(QUANTIZED), prediction.read_csv(ROBUST, ("model", "format")))
 
 
 def made_up(models: int = 4, formats: int = 12) -> DataFrame:
@@ -36,3 +35,24 @@ def made_up(models: int = 4, formats: int = 12) -> DataFrame:
         for distance in [size * 4.0**-bits * 16]
     ]  # fmt: skip
     return DataFrame(rows)
+
+
+@functools.cache
+def losses(models: int) -> DataFrame:
+    """The table of `made_up` networks. Do not change it."""
+    return prediction.table(made_up(models))
+
+
+def robust() -> DataFrame:
+    """Clean accuracies of one network on images of two generators, in the published form."""
+    frame = DataFrame({"generator": ["trained"] * 2 + ["adjusted"] * 2, "format": ["FP32", "INT_4"] * 2})
+    return frame.assign(model="a", pseudo_clean=[0.8, 0.2, 0.5, 0.5])
+
+
+def wide() -> DataFrame:
+    """Accuracies of one network, clean and attacked, as `robustness.study` gives them."""
+    return DataFrame({
+        "format": ["FP32", "INT_4", "INT_8"], "model": "net",
+        "test_clean": [0.8, 0.4, 0.8], "trained_clean": [1.0, 0.5, 0.9], "adjusted_clean": [0.9, 0.9, 0.9],
+        "test_pgd": [0.4, 0.1, 0.4], "trained_pgd": [0.5, 0.25, 0.5], "adjusted_pgd": [0.0, 0.0, 0.0],
+    })  # fmt: skip

@@ -1,27 +1,26 @@
 """Networks and helpers that several tests of quantization share."""
 
+import pandas
 import torch
 from torch import nn
 
-from rqlib import models
+from rqlib import models, quantization
+from rqlib.core import layers
 from rqlib.core.vocabulary import ImageSpec
-
-COLOR = ImageSpec()
 
 
 def images(count=8, channels=3, size=32, seed=0):
     """Smooth random pictures, uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, channels, 5, 5, generator=generator)
+    rng = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 5, 5, generator=rng)
     return (nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
 
 
-def network(name="ResNet_18", width=0.125, **options):
-    """A network in eval mode whose BatchNorm statistics are those of pictures and whose affine part is not trivial."""
+def network(name="ResNet_18", width=0.125):
+    """An untrained network in eval mode. Its BatchNorms have statistics of pictures and random affine parameters."""
     torch.manual_seed(0)
-    model = models.build(name, COLOR, width=width, **options)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
-    for norm in norms:
+    model = models.build(name, ImageSpec(), width=width)
+    for _, norm in layers.batchnorms(model):
         norm.momentum = None  # the average of all batches
         if norm.affine:
             nn.init.uniform_(norm.weight, 0.7, 1.3)
@@ -32,9 +31,27 @@ def network(name="ResNet_18", width=0.125, **options):
     return model.eval()
 
 
+def small():
+    """A network of a few layers, pictures and labels, for what does not need a trained network."""
+    return network("SmallCNN", 1.0), images(12), torch.arange(12) % 10
+
+
 def levels_of(format, scale, values):
-    """Index of the level that each value lies on, and how far it is from it in units of the scale."""
+    """The index of the level nearest to each value, and the distance between the two in units of the scale."""
     levels = format.levels.double()
     unscaled = values.double().contiguous() / scale.double()
     index = torch.bucketize(unscaled, (levels[1:] + levels[:-1]) / 2)
     return index, (levels[index] - unscaled).abs()
+
+
+def made_up_sweep():
+    """A few rows as `quantization.sweep` gives them, with accuracies of our own."""
+    columns = ("kind", "bits", "exponent_bits", "duplicate_of")
+    accuracies = {"INT_2": 0.2, "INT_8": 0.9, "POT_4": 0.6, "FLOAT_8_E4": 0.92, "FLOAT_8_E1": 0.9, "FLOAT_6_E4": 0.7}
+    rows = []
+    for name, accuracy in accuracies.items():
+        format = quantization.parse(name)
+        described = {column: getattr(format, column) for column in columns}
+        scores = {"accuracy": accuracy, "float_accuracy": 0.93, "coded_bits": 8192 * format.bits}
+        rows.append({"format": name, **described, **scores})
+    return pandas.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""The machinery of an attack: leave no trace, score candidates, climb, keep the strongest of each image."""
+"""The parts of an attack: leave no trace, score candidates, climb the loss, keep the strongest of each image."""
 
 import contextlib
 import struct
@@ -12,9 +12,13 @@ from torch.nn.utils import parametrize
 from rqlib.core import runtime
 from rqlib.core.vocabulary import check_pixels
 
+Watch = Callable[[Tensor, Tensor], None]
+"""Called with the losses (B,) and the successes (B,) of every iterate that is scored."""
+
 _FLAT = (
     "the gradient of the loss is exactly zero for every image: the model is not differentiable or its logits are "
-    "saturated, and this attack is no more than noise; run diagnostics.run, attack through straight_through or a twin"
+    "saturated, and this attack is no more than noise; run robustness.diagnose, or attack through straight_through "
+    "or a twin"
 )
 _NOT_FINITE = (
     "the gradient of the loss is NaN or infinite for {} of {} images: they do not move as they should, and what looks "
@@ -29,15 +33,13 @@ _PROBABILITIES = (
 
 @contextlib.contextmanager
 def traceless(model: nn.Module, x: Tensor, rng: torch.Generator | None) -> Iterator[None]:
-    """Eval mode, gradients on, weights computed once, and a random stream of its own; all put back."""
-    seed = _seed(x) if rng is None else _draw(rng)
+    """Inside the block: eval mode, gradients on, parametrized weights computed once, random numbers of its own.
+
+    Afterwards everything is as before. The random numbers come from ``rng``, or from the images if it is None.
+    """
+    seed = _seed(x) if rng is None else int(torch.randint(2**62, (), generator=rng, device=rng.device))
     devices = [x.device] if x.is_cuda else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        runtime.evaluating(model),
-        parametrize.cached(),
-        torch.enable_grad(),
-    ):
+    with torch.random.fork_rng(devices), runtime.evaluating(model), parametrize.cached(), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
         for device in devices:
             with torch.cuda.device(device):
@@ -46,30 +48,28 @@ def traceless(model: nn.Module, x: Tensor, rng: torch.Generator | None) -> Itera
 
 
 def _seed(x: Tensor) -> int:
-    """The bits of the images' sum."""
+    """A seed that depends on the images: the bits of their sum."""
     return struct.unpack("<Q", struct.pack("<d", x.detach().sum(dtype=torch.float64).item()))[0]
 
 
-def _draw(rng: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=rng, device=rng.device))
+RANDOMIZED = 1e-3
+"""A network draws random numbers if its forward passes have a larger `spread`; a smaller one is rounding."""
 
-
-RANDOMIZED = 1e-3  # forwards that differ by more of the largest logit draw random numbers; less is rounding
-_PROBES = 8
+_PROBES = 8  # forward passes that tell whether a network draws random numbers
 
 
 def spread(logits: Tensor) -> float:
-    """Largest difference between forwards (draws, ...) of the same images, relative to the largest logit."""
+    """Largest difference between forward passes of the same images (passes, ...), relative to the largest logit."""
     low, high = logits.aminmax(dim=0)
     return ((high - low).max() / logits.abs().max().clamp(min=1e-12)).item()
 
 
 @torch.no_grad()
 def draws_once(model: nn.Module, image: Tensor) -> bool:
-    """Whether a network draws anew from forward to forward, yet the same for every image of a batch.
+    """Whether a network draws random numbers once per forward pass, for example one size for the whole batch.
 
-    One random size for a whole batch, say: copies tiled into it would be one draw. A few forwards of one
-    image (1, C, H, W) tell; torch's random state is put back.
+    Copies of an image in one batch would then all see the same draw. A few forward passes of ``image``
+    (1, C, H, W) tell; torch's random state is put back.
     """
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
         if spread(model(image.repeat(_PROBES, 1, 1, 1))) > RANDOMIZED:
@@ -79,9 +79,9 @@ def draws_once(model: nn.Module, image: Tensor) -> bool:
 
 
 class Score:
-    """Loss and success of each image under a model, averaged over ``draws`` forwards.
+    """Loss and success of each image under a model, averaged over ``draws`` forward passes.
 
-    The draws are tiled into one batch; one follows the other where the network draws once a forward (`draws_once`).
+    All draws are computed in one batch, or one after another if the network `draws_once` per forward pass.
     """
 
     def __init__(self, model: nn.Module, y: Tensor, loss, targeted: bool = False, draws: int = 1):
@@ -91,7 +91,7 @@ class Score:
         self.one_by_one = None if draws > 1 else False  # None: not known yet
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(losses (B,), fooled (B,)) of x (B, C, H, W)."""
+        """(losses (B,), fooled (B,)) of x (B, C, H, W). If targeted, losses are negated and fooled means reached."""
         logits = self.forwards(x)
         losses = self.loss(logits, torch.cat([y] * self.draws)).view(self.draws, -1).mean(0)
         hit = logits.detach().view(self.draws, len(x), -1).mean(0).argmax(1) == hard(y)
@@ -109,7 +109,7 @@ class Score:
         return logits.to(x.dtype)
 
     def gradient(self, losses: Tensor, x: Tensor) -> Tensor:
-        """Of the summed loss with respect to x, (B, C, H, W); says loudly when there is nothing to climb, or NaN."""
+        """The gradient of the summed loss with respect to x, (B, C, H, W); warns if it is zero everywhere, or NaN."""
         gradient = torch.autograd.grad(losses.sum(), x)[0] if losses.requires_grad else torch.zeros_like(x)
         if not self.climbs:
             self.climbs = True
@@ -134,9 +134,10 @@ def climb(
     active_set: bool,
     score_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """Yield (rows, iterate, losses, fooled) of every iterate, 0 .. steps; the last may go unscored (None).
+    """Yield (rows, iterate, losses, fooled) for every iterate from the start (0) to the last (steps).
 
-    ``rows`` are the images still in the batch: with an active set, those that are misclassified leave it.
+    ``rows`` are the images still in the batch: with an active set, misclassified ones leave it. Losses and fooled
+    of the last iterate are None unless ``score_last``.
     """
     rows = torch.arange(len(x), device=x.device)
     for _ in range(steps):
@@ -159,15 +160,16 @@ def climb(
 def _gradient_of(
     standing: Tensor, score: Score, adversarial: Tensor, y: Tensor, losses: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(images, gradient) of the standing rows; y is already theirs."""
+    """(images, gradient) of the rows that are still classified correctly; ``y`` holds the labels of these rows only."""
     if 2 * len(standing) > len(adversarial):
         return adversarial[standing], score.gradient(losses, adversarial)[standing]
-    few = adversarial.detach()[standing].requires_grad_()  # a second forward of these is cheaper than a backward of all
+    # A second forward pass of few images is cheaper than a backward pass of all.
+    few = adversarial.detach()[standing].requires_grad_()
     return few, score.gradient(score(few, y)[0], few)
 
 
 class Strongest:
-    """The strongest candidate of each image so far: misclassified before not, then the larger loss."""
+    """The strongest candidate of each image so far: success counts before a larger loss."""
 
     def __init__(self, x: Tensor):
         self.x = x.detach().clone()
@@ -175,11 +177,11 @@ class Strongest:
         self.fooled = torch.zeros_like(self.losses, dtype=torch.bool)
 
     def standing(self) -> Tensor:
-        """Indices of the images that nothing has fooled."""
+        """Indices of the images for which no candidate has fooled the network."""
         return (~self.fooled).nonzero().squeeze(1)
 
     def offer(self, index: Tensor, x: Tensor, losses: Tensor | None, fooled: Tensor | None) -> None:
-        """Keep what is stronger; an unscored candidate is kept without comparison."""
+        """Keep those of the candidates x that are stronger. Candidates without losses are kept unconditionally."""
         if losses is None:
             self.x[index] = x
             return
@@ -187,9 +189,17 @@ class Strongest:
         index = index[better]
         self.x[index], self.losses[index], self.fooled[index] = x[better], losses[better], fooled[better]
 
+    def follow(self, path: Iterator, index: Tensor, *, last: int | None, watch: Watch | None) -> None:
+        """Offer the iterates of a path (`climb`) of the images at ``index``: all, or only the one numbered ``last``."""
+        for step, (rows, iterate, losses, fooled) in enumerate(path):
+            if watch is not None and losses is not None:
+                watch(losses, fooled)
+            if last is None or step == last:
+                self.offer(index[rows], iterate, losses, fooled)
+
 
 def hard(y: Tensor) -> Tensor:
-    """Labels (B,): the most probable class of soft labels (B, K)."""
+    """Labels (B,) as they are; of soft labels (B, K) the most probable class."""
     return y.argmax(1) if y.dim() == 2 else y
 
 
@@ -199,7 +209,7 @@ def check_images(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"expected x (B, C, H, W) float32, got {tuple(x.shape)} {x.dtype}; data.to_pixels makes it")
     soft = y.dim() == 2 and len(y) == len(x) and y.is_floating_point()
     if not soft and (y.shape != x.shape[:1] or y.dtype != torch.int64):
-        raise ValueError(f"expected y ({len(x)},) int64, one label an image, got {tuple(y.shape)} {y.dtype}")
+        raise ValueError(f"expected y ({len(x)},) int64, one label per image, got {tuple(y.shape)} {y.dtype}")
     if not x.numel():
         return
     check_pixels(x, "x", nan="x holds NaN")
@@ -208,14 +218,14 @@ def check_images(x: Tensor, y: Tensor) -> None:
 
 
 def check_at_least(least: int, **numbers: float) -> None:
-    """Raise unless every number is at least ``least``; NaN is not."""
+    """Raise unless every number is at least ``least``; NaN raises too."""
     for name, number in numbers.items():
         if not number >= least:
             raise ValueError(f"expected {name} >= {least}, got {number}")
 
 
 def _check_logits(logits: Tensor, rows: int, classes: int) -> None:
-    """Raise unless logits are finite (rows, K) with K above every label; warn of probabilities."""
+    """Raise unless logits are finite, of shape (rows, K) with K >= classes; warn if they are probabilities."""
     if logits.dim() != 2 or len(logits) != rows:
         raise ValueError(f"expected logits ({rows}, K) from the model, got {tuple(logits.shape)}")
     if classes > logits.shape[1]:

@@ -1,4 +1,4 @@
-"""Second opinions, gradient-free and parameter-free, through the optional package ``pyautoattack``."""
+"""Second opinions: Square attack and AutoAttack, from the optional package ``pyautoattack``."""
 
 import importlib.util
 
@@ -15,17 +15,11 @@ def is_installed() -> bool:
 
 
 def square(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    ball: Ball,
-    queries: int = 5000,
-    rng: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, queries: int = 5000, rng: torch.Generator | None = None
 ) -> Tensor:
     """Square attack: random search that never looks at a gradient (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-    Arguments, result and errors as `attacks.pgd`; ``queries`` forwards an image at most.
+    ``queries`` is the most forward passes for an image. Other arguments, result and errors as `attacks.pgd`.
 
     Raises:
         ModuleNotFoundError: pyautoattack is not installed.
@@ -45,7 +39,7 @@ def square(
 
 
 def standard(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, rng: torch.Generator | None = None) -> Tensor:
-    """AutoAttack: APGD on CE and DLR, FAB, Square, one after another (Croce and Hein 2020, arXiv 2003.01690).
+    """AutoAttack: APGD on CE and on DLR, FAB, and Square, one after another (Croce and Hein 2020, arXiv 2003.01690).
 
     Arguments, result and errors as `square`.
     """
@@ -63,7 +57,7 @@ def standard(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, rng: torch.G
 
 
 def _seed() -> int:
-    """Drawn from the attack's own stream."""
+    """A seed from the attack's own random numbers."""
     return int(torch.randint(2**31, ()))
 
 

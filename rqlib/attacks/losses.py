@@ -1,4 +1,4 @@
-"""What an attack climbs: losses of each image, (logits (B, K), y (B,)) -> (B,), larger is nearer to an error."""
+"""The losses that an attack increases: (logits (B, K), y (B,)) -> (B,). A larger loss is nearer to an error."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ from rqlib.core.vocabulary import did_you_mean
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy with labels or soft labels (B, K); its gradient vanishes where the softmax saturates."""
+    """Cross-entropy with labels or soft labels (B, K). Its gradient vanishes if the softmax saturates."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """``max_{j != y} z_j - z_y``, positive where misclassified (Carlini and Wagner 2017, arXiv 1608.04644).
+    """``max_{j != y} z_j - z_y``, positive if the image is misclassified (Carlini and Wagner 2017, arXiv 1608.04644).
 
     Raises:
         ValueError: soft labels.
@@ -25,9 +25,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Margin over the gap of the largest to the third logit: does not change when logits are scaled.
-
-    Croce and Hein 2020, arXiv 2003.01690.
+    """The margin, divided by the difference of the largest and the third logit (Croce and Hein 2020, arXiv 2003.01690).
 
     Raises:
         ValueError: fewer than three classes.

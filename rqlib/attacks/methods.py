@@ -1,8 +1,8 @@
-"""FGSM, PGD, WRM and noise: (model, x, y) -> adversarial x, composed with `functools.partial`.
+"""FGSM, PGD, WRM and noise: (model, x, y) -> adversarial x. `named` and `functools.partial` bind their settings.
 
-An attack leaves no trace. It runs in eval mode and restores every module's mode, differentiates with
-respect to the input only, and draws its randomness apart from torch's global generators: the same
-model, x, y and ``rng`` give the same result; without an rng the images are the seed.
+An attack leaves no trace: it runs in eval mode and restores the mode of every module, and it differentiates with
+respect to the images only. Its random numbers are its own, apart from torch's global ones: the same model, x, y and
+``rng`` give the same result. Without an rng the seed is made of the images.
 """
 
 from collections.abc import Callable
@@ -11,29 +11,25 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rqlib.attacks import ascent
-from rqlib.attacks import losses as losses_
+from rqlib.attacks import ascent, losses
 from rqlib.core.projections import Ball, Linf
 from rqlib.core.vocabulary import Attack, did_you_mean
 from rqlib.models.blocks import Normalize
 
-Watch = Callable[[Tensor, Tensor], None]
-"""Called with the losses (B,) and the successes (B,) of every iterate that is scored."""
-
 
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, **options) -> Tensor:
-    """One step of the ball's radius in the steepest direction (Goodfellow et al. 2015, arXiv 1412.6572).
+    """One step in the steepest direction, as long as the ball's radius (Goodfellow et al. 2015, arXiv 1412.6572).
 
-    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``rng``, as in `pgd`.
+    ``options`` are ``loss``, ``targeted``, ``eot_samples`` and ``rng``, as in `pgd`.
     """
     one_step = {"step_size": ball.epsilon, "steps": 1, "random_start": False, "best": False}
     return pgd(model, x, y, ball=ball, **one_step, **options)
 
 
 def noise(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, samples: int = 10, **options) -> Tensor:
-    """The strongest of ``samples`` uniform draws from the ball: the floor every attack must beat.
+    """The strongest of ``samples`` uniform draws from the ball. Every real attack must be stronger.
 
-    ``options``: ``loss``, ``targeted``, ``eot_samples``, ``active_set``, ``rng``, as in `pgd`.
+    ``options`` are ``loss``, ``targeted``, ``eot_samples``, ``active_set`` and ``rng``, as in `pgd`.
     """
     return pgd(model, x, y, ball=ball, step_size=0.0, steps=0, restarts=samples, **options)
 
@@ -55,7 +51,7 @@ def pgd(
     active_set: bool = False,
     report_exact: bool = False,
     rng: torch.Generator | None = None,
-    watch: Watch | None = None,
+    watch: ascent.Watch | None = None,
 ) -> Tensor:
     """Projected gradient ascent on the loss of each image (Madry et al. 2018, arXiv 1706.06083).
 
@@ -65,27 +61,25 @@ def pgd(
         x, y: images (B, C, H, W) in [0, 1]; labels (B,), or the classes to reach if ``targeted``. With
             ``ce`` also soft labels (B, K): the ascent is then on the KL divergence from them.
         ball: where x' - x stays: `projections.Linf` or `projections.L2`, in pixels.
-        step_size: length of a step in the ball's norm, in pixels. With an active set and few steps the ball's
-            diameter saves time: every step goes all the way, and most images that fall at all fall sooner.
-        restarts: independent starts, of which each image keeps the strongest result.
-        eot_samples: forwards that one gradient is averaged over, for randomized networks (Athalye et
-            al. 2018, arXiv 1802.00420); tiled into the batch, or one after another where the network
-            draws once for a whole batch (`ascent.draws_once`).
-        loss: ``ce``, ``margin`` or ``dlr`` (`attack_losses`).
-        best: return the strongest iterate of each image (misclassified before not, then the larger
-            loss) instead of the last.
-        active_set: only success matters: an image leaves the batch as soon as it is misclassified. Not
-            for randomized networks, which one lucky draw would let go.
-        report_exact: the geometry of the first defense report: ``ball`` (L-infinity) and ``step_size``
-            count in the network's normalized input, the start is N(0, epsilon) and everything is
-            clamped to [-2, 2] there (in pixels, not exactly [0, 1]); the last iterate is returned.
-        watch: sees losses and successes of every iterate that is scored.
+        step_size: length of a step in the ball's norm, in pixels.
+        restarts: number of independent starts; each image keeps its strongest result.
+        eot_samples: number of forward passes that a gradient is averaged over, for randomized networks
+            (Athalye et al. 2018, arXiv 1802.00420).
+        loss: ``ce``, ``margin`` or ``dlr`` (`losses`).
+        best: return the strongest iterate of each image instead of the last: a misclassified one before others,
+            then the one with the largest loss.
+        active_set: an image leaves the batch as soon as it is misclassified. Not for randomized networks: one
+            lucky draw would end the attack on an image.
+        report_exact: the geometry of the first defense report: ``ball`` (L-infinity) and ``step_size`` are
+            meant in the normalized input, the start is N(0, epsilon), and everything is clamped to [-2, 2]
+            there, which is not exactly [0, 1] in pixels. The last iterate is returned.
+        watch: called with the losses and successes of every iterate that is scored.
 
     Returns:
         Adversarial images of the shape, dtype and memory format of x.
 
     Raises:
-        ValueError: x not in [0, 1] or not (B, C, H, W); y out of range; a negative size or number.
+        ValueError: x is not in [0, 1] or not (B, C, H, W); y is out of range; a size or number is negative.
     """
     ascent.check_images(x, y)
     ascent.check_at_least(0, step_size=step_size, steps=steps)
@@ -94,49 +88,34 @@ def pgd(
     best = (best and not report_exact) or active_set
     strongest = ascent.Strongest(x)
     with ascent.traceless(model, x, rng):
-        score = ascent.Score(model, y, losses_.named(loss), targeted, eot_samples)
+        score = ascent.Score(model, y, losses.named(loss), targeted, eot_samples)
         for left in reversed(range(restarts)):
             index = strongest.standing() if active_set else torch.arange(len(x), device=x.device)
             if not len(index):
                 break
             clean, labels = x.detach()[index], y[index]
+            first = start(clean) if random_start else clean
+            score_last = left > 0 if active_set else best or restarts > 1
             path = ascent.climb(
-                score,
-                clean,
-                labels,
-                start(clean) if random_start else clean,
-                advance,
-                step_size,
-                steps,
-                active_set=active_set,
-                score_last=left > 0 if active_set else best or restarts > 1,
+                score, clean, labels, first, advance, step_size, steps, active_set=active_set, score_last=score_last
             )
-            for step, (rows, iterate, losses, fooled) in enumerate(path):
-                if watch is not None and losses is not None:
-                    watch(losses, fooled)
-                if best or step == steps:
-                    strongest.offer(index[rows], iterate, losses, fooled)
+            strongest.follow(path, index, last=None if best else steps, watch=watch)
     return strongest.x
 
 
 def wrm(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    gamma: float,
-    steps: int,
-    rng: torch.Generator | None = None,
+    model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, steps: int, rng: torch.Generator | None = None
 ) -> Tensor:
-    """Ascent on ``gamma CE(x') - ||x' - x||^2 / 2``, step t of length ``1 / sqrt(t + 1)``, from x (arXiv 1710.10571).
+    """Ascent on ``gamma CE(x') - ||x' - x||^2 / 2`` from x (Sinha et al. 2018, arXiv 1710.10571).
 
-    No ball: the larger ``gamma``, the farther the images go. Arguments, result and errors as `pgd`.
+    Step t = 0, 1, ... has the length ``1 / sqrt(t + 1)``. There is no ball: the larger ``gamma``, the farther
+    the images move. Arguments, result and errors as `pgd`.
     """
     ascent.check_images(x, y)
     ascent.check_at_least(0, gamma=gamma, steps=steps)
     clean = adversarial = x.detach().clone()
     with ascent.traceless(model, x, rng):
-        score = ascent.Score(model, y, losses_.ce)
+        score = ascent.Score(model, y, losses.ce)
         for step in range(steps if len(x) else 0):
             adversarial = adversarial.detach().requires_grad_()
             gradient = score.gradient(score(adversarial, y)[0], adversarial)
@@ -147,7 +126,7 @@ def wrm(
 
 
 def none(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """No attack: the images themselves, to be judged as attacked ones are."""
+    """No attack: the images themselves, to be scored in the same way as attacked images."""
     return x
 
 
@@ -155,7 +134,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "noise": 
 
 
 def named(name: str, **settings) -> Attack:
-    """An attack by name, its settings bound.
+    """An attack by name, with its settings bound: ``named("pgd", ball=ball, **pace(ball, 10))``.
 
     Raises:
         ValueError: unknown name.
@@ -166,21 +145,21 @@ def named(name: str, **settings) -> Attack:
 
 
 def in_words(attack: Attack | None) -> str:
-    """An attack and its settings, the same in every process: what tells the results of attacks apart."""
+    """An attack and its settings as text, the same in every process: it tells results of different attacks apart."""
     function = getattr(attack, "func", attack)
     return f"{getattr(function, '__qualname__', repr(function))} {getattr(attack, 'keywords', {})}"
 
 
 def pace(ball: Ball, steps: int) -> dict:
-    """Settings of `pgd`: steps of ``2.5 epsilon / steps`` reach any point of the ball from any start.
+    """Settings of `pgd`: the number of steps, and steps of ``2.5 epsilon / steps`` (Madry et al. 2018).
 
-    Source: Madry et al. 2018, arXiv 1706.06083.
+    So many steps of this length reach any point of the ball from any start.
     """
     return {"steps": steps, "step_size": 2.5 * ball.epsilon / max(steps, 1)}
 
 
 def _moves(ball: Ball):
-    """(start, advance) in pixels: x -> x', and (x, x', gradient, length) -> next x'."""
+    """Two functions (start, advance) in pixels: x -> x', and (x, x', gradient, length) -> next x'."""
 
     def start(x: Tensor) -> Tensor:
         return (x + ball.sample(x)).clamp(0, 1)
@@ -192,7 +171,7 @@ def _moves(ball: Ball):
 
 
 def _report_moves(model: nn.Module, ball: Ball):
-    """The same in the report's geometry; one normalized unit is the network's ``std`` in pixels."""
+    """As `_moves`, in the geometry of the report: one unit of the normalized input is ``std`` in pixels."""
     normalize = next((module for module in model.modules() if isinstance(module, Normalize)), None)
     if normalize is None or not isinstance(ball, Linf):
         raise ValueError("report_exact needs an L-infinity ball and a network that normalizes its input (models.build)")

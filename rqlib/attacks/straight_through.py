@@ -1,8 +1,8 @@
-"""Gradients straight through everything that cuts them: rounding, signs, clamps.
+"""Gradients straight through functions that cut them off: rounding, signs, clamps.
 
-Backward pass differentiable approximation by the identity (Athalye et al. 2018, arXiv 1802.00420):
-forward f(x), backward as if f(x) = x. It replaces what torch calls by name; a comparison or a cast to
-integers stays as it is (attack that through a differentiable twin of the network).
+The forward pass computes f(x), the backward pass takes f(x) = x (BPDA by the identity, Athalye et al. 2018, arXiv
+1802.00420). Only functions that torch calls by name are replaced; a network with comparisons or casts to integers is
+attacked through a differentiable twin.
 """
 
 import torch
@@ -18,14 +18,14 @@ IN_PLACE = frozenset(
     getattr(owner, f"{name}_") for owner in _OWNERS for name in _NAMES if hasattr(owner, f"{name}_")
 ) | {F.hardtanh_}
 CUTTING = IN_PLACE | {getattr(owner, name) for owner in _OWNERS for name in _NAMES} | {F.hardtanh, F.relu6}
-"""Functions of torch whose derivative is zero where their value still matters; ``IN_PLACE`` those that change x."""
+"""Functions of torch whose derivative is zero although their value matters; ``IN_PLACE`` holds those that change x."""
 
 
 class StraightThrough(nn.Module):
-    """A network that computes the same logits, with the identity's gradient through `CUTTING` functions.
+    """A network with the same logits as another, but with the gradient of the identity through `CUTTING` functions.
 
     Attributes:
-        cuts: how many such calls the last forward made; 0 means the gradients were whole anyway.
+        cuts: number of calls of such functions in the last forward pass; 0 means that nothing was replaced.
     """
 
     def __init__(self, network: nn.Module):
@@ -42,7 +42,7 @@ class StraightThrough(nn.Module):
 
 
 def attack(inner: Attack) -> Attack:
-    """The same attack, which sees every network with straight-through gradients."""
+    """The same attack, for which every network has straight-through gradients."""
 
     def straight(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return inner(StraightThrough(model), x, y)
@@ -51,7 +51,7 @@ def attack(inner: Attack) -> Attack:
 
 
 class _Bridge(TorchFunctionMode):
-    """While active, cutting functions of tensors that carry a gradient pass it on unchanged."""
+    """While active, `CUTTING` functions pass the gradient of their tensor on unchanged."""
 
     calls = 0
 
@@ -60,15 +60,19 @@ class _Bridge(TorchFunctionMode):
         if function not in CUTTING or not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
             return function(*args, **kwargs)
         self.calls += 1
-        if function in IN_PLACE:  # without a graph of its own it changes the value and leaves the gradient as it was
-            with torch.set_grad_enabled(args[0].is_leaf and torch.is_grad_enabled()):  # torch refuses a leaf's change
+        if function in IN_PLACE:
+            # Without recording, the value changes and the gradient stays as it was. Leaves are recorded, so that
+            # torch refuses to change them, as it does without this bridge.
+            with torch.set_grad_enabled(args[0].is_leaf and torch.is_grad_enabled()):
                 return function(*args, **kwargs)
         with torch.no_grad():
-            value = function(args[0].clone(), *args[1:], **kwargs)  # a clone: it may have inplace=True
+            value = function(args[0].clone(), *args[1:], **kwargs)  # a clone, because of functions with inplace=True
         return _PassedOn.apply(args[0], value)
 
 
 class _PassedOn(torch.autograd.Function):
+    """(source, value) -> value, with the gradient of source."""
+
     @staticmethod
     def forward(context, source: Tensor, value: Tensor) -> Tensor:
         return value.view_as(value)

@@ -1,1 +1,1 @@
-"""What every chapter stands on: vocabulary, files, the device, layers, projections, the figure template."""
+"""What every chapter builds on: vocabulary, files, the device, layers, projections, the figure template."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, checked tensors, one owner a folder."""
+"""Files: atomic writes, checked reading of tensors, one owner per folder, and where the project lies."""
 
 import contextlib
 import hashlib
@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; rename it to ``path`` only if the block succeeds.
+    """Yield the name of a temporary file beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    A crash, a full disk or ``kill -9`` leaves the old file as it was.
+    The file is therefore always whole: a crash, a full disk or ``kill -9`` leaves the old one as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +68,10 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
 
 
 def lock(folder: str | Path) -> FileLock:
-    """Lock a folder for this process. ``release()`` gives it back; so does the operating system when the process dies.
+    """Lock a folder for this process until ``release()``; the operating system unlocks it if the process dies.
 
     Raises:
-        RuntimeError: another process, or another part of this one, has locked it.
+        RuntimeError: it is locked already.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,21 +86,22 @@ def lock(folder: str | Path) -> FileLock:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+    """Hex digest of a file's bytes; the file is read in pieces and may be larger than the memory."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def project_root() -> Path:
-    """The folder of data/, params/ and outputs/: ``RQLIB_ROOT``, else the nearest one with its pyproject.toml.
+    """The folder that holds data/, params/ and outputs/: the one that the variable ``RQLIB_ROOT`` names.
 
-    Searched upward from the working folder, then upward from this file; else the working folder.
+    Without it, the first folder with this project's pyproject.toml, searched upward from the working folder and
+    then from this file; else the working folder.
     """
     if root := os.environ.get("RQLIB_ROOT"):
         return Path(root).expanduser().resolve()
     above = [Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents]
-    return next((folder for folder in above if _is_workbook(folder / "pyproject.toml")), Path.cwd())
-
-
-def _is_workbook(project: Path) -> bool:
-    return project.is_file() and 'name = "rqlib"' in project.read_text(encoding="utf-8")
+    for folder in above:
+        project = folder / "pyproject.toml"
+        if project.is_file() and 'name = "rqlib"' in project.read_text(encoding="utf-8"):
+            return folder
+    return Path.cwd()

@@ -1,4 +1,7 @@
-"""What stands between a layer's stored tensor and the one it computes with (``torch.nn.utils.parametrize``)."""
+"""Parametrizations: functions between a layer's stored tensor and the one that it computes with.
+
+They are those of ``torch.nn.utils.parametrize``; quantization and pruning use them to change weights.
+"""
 
 import copy
 
@@ -8,7 +11,7 @@ from torch.nn.utils import parametrize
 
 
 def steps_of(model: nn.Module, kind: type) -> dict[str, nn.Module]:
-    """Name of each tensor (``features.0.weight``) -> the parametrization of that kind that it passes."""
+    """Every parametrization of one kind in a model, by the name of its tensor (``features.0.weight``)."""
     return {
         f"{name}.{tensor}".lstrip("."): step
         for name, module in model.named_modules()
@@ -20,9 +23,9 @@ def steps_of(model: nn.Module, kind: type) -> dict[str, nn.Module]:
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """A copy whose weights are the effective ones, plain and trainable as before; its state dict fits the plain model.
+    """A copy with plain weights, equal to those that the model computes with; its state dict fits the plain model.
 
-    A weight is trainable if a stored tensor or anything it is computed from was.
+    A weight of the copy is trainable if any tensor that it was computed from is trainable.
     """
     baked = copy.deepcopy(model)
     for module in list(baked.modules()):
@@ -33,7 +36,8 @@ def bake(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _bake(module: nn.Module) -> None:
-    """Not by ``remove_parametrizations``: copies share a class, and it would take the weight from the original too."""
+    """Replace the parametrized tensors of one module by plain ones, in place."""
+    # Not by parametrize.remove_parametrizations: copies share one class, so the original would lose its weight too.
     steps = module.parametrizations
     trainable = {name: any(parameter.requires_grad for parameter in steps[name].parameters()) for name in steps}
     values = {name: getattr(module, name).clone() for name in steps}

@@ -1,4 +1,4 @@
-"""Tables to figures: one house template, one color a model in every notebook, axes with units."""
+"""What all figures share: one template, one color per network in every notebook, pictures of images."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,6 @@ KINDS = {"INT": PALETTE[0], "POT": PALETTE[1], "FLOAT": PALETTE[2]}
 SCALE = "Cividis"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
-_FONT = {"family": "Helvetica, Arial, DejaVu Sans, sans-serif", "size": 14, "color": "#222222"}
 _AXIS = {
     "showline": True,
     "linecolor": "#888888",
@@ -27,7 +26,7 @@ _AXIS = {
 }
 pio.templates["rqlib"] = go.layout.Template(
     layout={
-        "font": _FONT,
+        "font": {"family": "Helvetica, Arial, DejaVu Sans, sans-serif", "size": 14, "color": "#222222"},
         "colorway": PALETTE,
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
@@ -45,20 +44,20 @@ pio.templates.default = "rqlib"
 
 
 def color(name: str, names: Iterable[str]) -> str:
-    """The color of a network, the same in every figure: by its place among all names that are known."""
+    """The color of a network, the same in every figure: it depends on the place of ``name`` among ``names``."""
     known = list(names)
     index = known.index(name) if name in known else sum(map(ord, name))
     return PALETTE[index % len(PALETTE)]
 
 
 def dash(name: str, names: Iterable[str]) -> str:
-    """The dash of a network's lines: networks that share a color differ in it."""
+    """The dash of a network's lines; networks that share a color have different dashes."""
     known = list(names)
     return DASHES[known.index(name) // len(PALETTE) % len(DASHES)] if name in known else DASHES[-1]
 
 
 def side_by_side(figures: list[go.Figure], *, title: str = "") -> go.Figure:
-    """Pictures next to each other, each under its own title."""
+    """One figure that shows pictures next to each other, each under its own title."""
     joined = make_subplots(rows=1, cols=len(figures), subplot_titles=[figure.layout.title.text for figure in figures])
     for column, figure in enumerate(figures, start=1):
         joined.add_traces(figure.data, rows=1, cols=column)
@@ -67,19 +66,15 @@ def side_by_side(figures: list[go.Figure], *, title: str = "") -> go.Figure:
     return joined.update_layout(title=title, width=sum(figure.layout.width for figure in figures), height=height)
 
 
-def mosaic(images: Tensor, *, columns: int = 8, title: str = "") -> go.Figure:
-    """Images in reading order, without axes.
-
-    Args:
-        images: uint8 (N, C, H, W).
-    """
+def mosaic(images: Tensor, *, columns: int = 8, side: int = 70, title: str = "") -> go.Figure:
+    """Images uint8 (N, C, H, W) in reading order, each ``side`` pixels of the screen wide and high, without axes."""
     rows = [strip(images[start : start + columns], columns) for start in range(0, len(images), columns)]
     figure = picture(torch.cat(rows, dim=1))
-    return figure.update_layout(title=title, width=60 + 70 * columns, height=90 + 70 * len(rows))
+    return figure.update_layout(title=title, width=60 + side * columns, height=90 + side * len(rows))
 
 
 def picture(mosaic: Tensor) -> go.Figure:
-    """A figure of an image uint8 (C, H, W), compressed as PNG; no axes."""
+    """A figure of one image, uint8 (C, H, W), stored as PNG and without axes."""
     pixels = mosaic.permute(1, 2, 0).cpu().numpy()
     pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
     figure = px.imshow(pixels, binary_string=True, template="rqlib")
@@ -89,7 +84,10 @@ def picture(mosaic: Tensor) -> go.Figure:
 
 
 def strip(images: Tensor, count: int) -> Tensor:
-    """uint8 (n, C, H, W), n <= count -> one row (C, H + 2, count (W + 2)) on white, two pixels apart."""
+    """Images uint8 (n, C, H, W) in a row of ``count`` places, two pixels apart: uint8 (C, H + 2, count (W + 2)).
+
+    Places without an image are white.
+    """
     padded = F.pad(images, (1, 1, 1, 1), value=255)
     blank = padded.new_full((count - len(padded), *padded.shape[1:]), 255)
     return torch.cat([padded, blank]).permute(1, 2, 0, 3).flatten(2)

@@ -1,10 +1,7 @@
-"""Nearest points of sets: the norm balls that attacks live in, and tensors with few entries that are not 0.
+"""Nearest points of sets: of norm balls, for attacks, and of tensors with few nonzero entries, for pruning.
 
-The nearest tensor with n nonzero entries keeps the n of largest magnitude; a mask (bool, True is kept) says which.
-Ties go to the entry that comes first.
-
-A ball is a frozen value that knows four things: the nearest point of it, the direction of steepest
-ascent in its norm, a uniform draw from it, and what it contains. Batches are (B, ...): one ball an image.
+Batches are (B, ...), with one ball per image. The nearest tensor with n nonzero entries keeps the n entries of largest
+magnitude; a mask (bool, True is kept) says which. Among equal magnitudes the entry that comes first is kept.
 """
 
 import math
@@ -19,7 +16,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Linf:
-    """All delta with ``max |delta_i| <= epsilon``; epsilon in pixels of [0, 1]."""
+    """All delta with ``max |delta_i| <= epsilon``, where epsilon is in pixels of [0, 1]."""
 
     epsilon: float
 
@@ -29,7 +26,7 @@ class Linf:
             raise ValueError(f"expected an L-infinity epsilon in [0, 1], got {self.epsilon}; 8 gray levels are 8 / 255")
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest point of the ball: every entry clamped to [-epsilon, epsilon]."""
+        """The nearest point: every entry clamped to [-epsilon, epsilon]."""
         return delta.clamp(-self.epsilon, self.epsilon)
 
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ class Linf:
         return gradient.sign()
 
     def sample(self, like: Tensor) -> Tensor:
-        """A point of the ball an image, uniform, of the shape of ``like``; from torch's global generator."""
+        """One uniform point of the ball per image, in the shape of ``like``, from torch's global random numbers."""
         return torch.empty_like(like).uniform_(-self.epsilon, self.epsilon)
 
     def norm(self, delta: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ class Linf:
 
 @dataclass(frozen=True)
 class L2:
-    """All delta with ``sqrt(sum delta_i^2) <= epsilon``; epsilon in pixels of [0, 1]."""
+    """All delta with ``sqrt(sum delta_i^2) <= epsilon``, where epsilon is in pixels of [0, 1]."""
 
     epsilon: float
 
@@ -63,18 +60,15 @@ class L2:
         _check_radius(self.epsilon)
 
     def project(self, delta: Tensor) -> Tensor:
-        """The nearest point of the ball: ``delta min(1, epsilon / ||delta||)``."""
+        """The nearest point: ``delta min(1, epsilon / ||delta||)``."""
         return delta * (self.epsilon / self._norms(delta)).clamp(max=1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """argmax of <gradient, d> over ``||d|| <= 1``: ``gradient / ||gradient||``; 0 where the gradient is 0."""
+        """argmax of <gradient, d> over ``||d|| <= 1``: ``gradient / ||gradient||``, or 0 if the gradient is 0."""
         return gradient / self._norms(gradient)
 
     def sample(self, like: Tensor) -> Tensor:
-        """A point of the ball an image, uniform, of the shape of ``like``; from torch's global generator.
-
-        A uniform direction times ``epsilon U^(1/d)``, U uniform in [0, 1], d entries an image.
-        """
+        """As `Linf.sample`: a uniform direction times ``epsilon U^(1/d)``, U uniform in [0, 1], d entries per image."""
         uniform = torch.rand(len(like), *[1] * (like.dim() - 1), device=like.device, dtype=like.dtype)
         return self.steepest(torch.randn_like(like)) * self.epsilon * uniform ** (1 / max(like[:1].numel(), 1))
 
@@ -87,7 +81,7 @@ class L2:
         return self.norm(delta) <= self.epsilon + tolerance
 
     def whole(self, like: Tensor) -> "L2":
-        """The smallest ball around any image of [0, 1] that holds all images of that shape."""
+        """As `Linf.whole`."""
         return L2(math.sqrt(like[0].numel()))
 
     @staticmethod
@@ -107,10 +101,10 @@ def _check_radius(epsilon: float) -> None:
 
 
 def kept_count(kept: float, size: int) -> int:
-    """``round(kept * size)``: how many of so many stay.
+    """How many of ``size`` entries stay: ``round(kept * size)``.
 
     Raises:
-        ValueError: kept not above 0 and at most 1.
+        ValueError: ``kept`` is not above 0 and at most 1.
     """
     if not 0 < kept <= 1:
         raise ValueError(f"expected kept above 0 and at most 1 (kept = 1 - sparsity), got {kept}")
@@ -118,7 +112,7 @@ def kept_count(kept: float, size: int) -> int:
 
 
 def largest(x: Tensor, count: int) -> Tensor:
-    """Mask of exactly ``count`` entries, those of largest magnitude."""
+    """Mask of the ``count`` entries of largest magnitude."""
     magnitude = x.detach().abs().flatten()
     if not 0 < count < len(magnitude):
         return torch.full_like(x, count > 0, dtype=torch.bool)
@@ -130,7 +124,7 @@ def largest(x: Tensor, count: int) -> Tensor:
 
 
 def largest_of_all(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Masks of exactly ``count`` entries of all tensors together, those of largest magnitude."""
+    """Masks of the ``count`` entries of largest magnitude among all tensors together."""
     mask = largest(torch.cat([x.detach().flatten() for x in tensors]), count)
     parts = mask.split([x.numel() for x in tensors])
     return [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
@@ -147,9 +141,13 @@ def column_norms(weight: Tensor) -> Tensor:
 
 
 def n_of_m(x: Tensor, n: int, m: int) -> Tensor:
-    """Mask of the ``n`` largest of every ``m`` consecutive input channels, at most n of a rest of less than m.
+    """Mask of the ``n`` largest weights among every ``m`` consecutive input channels.
 
-    Two of four is what sparse tensor cores multiply (Mishra et al. 2021, arXiv 2104.08378).
+    If the number of channels is no multiple of m, at most n are kept of the channels that remain at the end.
+    Sparse tensor cores multiply matrices that keep two of four (Mishra et al. 2021, arXiv 2104.08378).
+
+    Raises:
+        ValueError: not 0 < n <= m.
     """
     if not 0 < n <= m:
         raise ValueError(f"expected N:M with 0 < N <= M, got {n}:{m}")

@@ -15,15 +15,13 @@ class BelongsToAnotherError(ValueError):
 
 
 class Resumable:
-    """The state of a long computation in one file, always whole, taken up again by the same computation only.
+    """The state of a long computation in one file, taken up again by the same computation only.
 
-    The first `save` writes the file; each later one replaces it atomically, so a crash or ``kill -9`` leaves the
-    state before or after, never a mixture.
+    Each `save` replaces the file atomically: a crash or ``kill -9`` leaves the state before or after.
 
     Args:
         path: of the file; None keeps nothing.
-        identity: name -> plain value of everything that the result depends on. What it depends on by its values
-            (weights, images) enters as a `fingerprint`.
+        identity: name -> plain value of everything that the result depends on; of tensors their `fingerprint`.
         kind: what is computed, in one or two words, for messages: ``training``, ``sweep``.
     """
 
@@ -31,7 +29,7 @@ class Resumable:
         self.path, self.identity, self.kind = None if path is None else Path(path), dict(identity), kind
 
     def load(self, device: torch.device | str = "cpu") -> dict:
-        """The state that was saved last, its tensors on the device; empty where there is none.
+        """The state that was saved last, its tensors on the device; empty if there is none.
 
         Raises:
             BelongsToAnotherError: the file holds the state of another computation; says in what it differs.
@@ -55,10 +53,14 @@ class Resumable:
 
 
 def fingerprint(*values) -> str:
-    """Hex digest of all that a result depends on: tensors by their values, dicts of tensors, plain values."""
+    """Hex digest of all that a result depends on: tensors by their values, dicts of tensors, plain values.
+
+    Images that are read from files (`data.imagenet.ImageFiles`) count by the paths of their files.
+    """
     digest = hashlib.sha256()
     for value in values:
         for part in value.values() if isinstance(value, dict) else (value,):
+            part = getattr(part, "paths", part)
             is_tensor = isinstance(part, Tensor)
             digest.update(part.detach().cpu().contiguous().numpy().tobytes() if is_tensor else repr(part).encode())
     return digest.hexdigest()

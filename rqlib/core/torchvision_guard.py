@@ -1,8 +1,7 @@
-"""torchvision, imported safely beside any build of torch.
+"""Import torchvision beside any build of torch.
 
-torchvision's wheel has a compiled part ``_C``. Beside a CPU-only torch it cannot load, and then
-``import torchvision`` fails, because two operators that it wants to describe are unknown. Declaring
-their schemas is enough: data sets, transforms and classification networks need no compiled operator.
+torchvision's compiled part ``_C`` cannot load beside a CPU-only torch. Then ``import torchvision`` fails, because two
+operators are unknown. Declaring their schemas first is enough: what is used here needs no compiled operator.
 """
 
 import functools
@@ -22,7 +21,7 @@ _SCHEMAS = (
 
 @functools.cache
 def torchvision() -> ModuleType:
-    """The torchvision module with its data sets and networks; what it warns of while importing is not an error.
+    """The torchvision module with its data sets and networks. Warnings during its import are ignored.
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
@@ -30,12 +29,12 @@ def torchvision() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not _loads(_compiled_parts()):
-            _declare(_SCHEMAS)
+            _declare_operators()
         return importlib.import_module("torchvision")
 
 
 def _compiled_parts() -> list[Path]:
-    """The files ``_C*`` of the installed torchvision."""
+    """The compiled files ``_C*`` of the installed torchvision."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None:
         raise ModuleNotFoundError(
@@ -47,7 +46,7 @@ def _compiled_parts() -> list[Path]:
 
 
 def _loads(libraries: list[Path]) -> bool:
-    """Whether one of the libraries loads beside this torch; declaring its operators again would abort the process."""
+    """Whether one of the libraries loads beside this torch. If so, declaring its operators would abort the process."""
     for library in libraries:
         try:
             torch.ops.load_library(str(library))
@@ -57,14 +56,11 @@ def _loads(libraries: list[Path]) -> bool:
     return False
 
 
-def _declare(schemas: tuple[str, ...]) -> None:
-    """Declare the operators that are still unknown, for the life of the process."""
-    for schema in schemas:
-        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
-            _declarations().define(schema)
-
-
 @functools.cache
-def _declarations() -> torch.library.Library:
-    """Kept by the cache: a collected Library takes its schemas with it."""
-    return torch.library.Library("torchvision", "FRAGMENT")
+def _declare_operators() -> torch.library.Library:
+    """Declare the operators that are still unknown. The cache keeps the result: collected, its schemas would vanish."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            library.define(schema)
+    return library

@@ -1,4 +1,4 @@
-"""Shape letters, `ImageSpec`, and the aliases every other file speaks in.
+"""The words that all chapters share: shape letters, `ImageSpec`, types of functions, checks of pixels and names.
 
 Shape letters: B batch, C channels, H height, W width, K classes. Images are ``x: (B, C, H, W)``
 float in [0, 1]; labels are ``y: (B,)`` int64; a classifier maps x to ``logits: (B, K)``.
@@ -16,16 +16,13 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model, x, y) -> adversarial x of the same shape, in [0, 1]."""
 
-Projection = Callable[[Tensor], Tensor]
-"""tensor -> the nearest tensor of a set."""
-
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network must know of its images: shape, number of classes, normalization.
+    """What a network must know about its images: shape, number of classes, normalization.
 
-    ``mean`` and ``std`` are per channel, in pixels of [0, 1]; the normalization is the first layer
-    of every network, so that pixels go in.
+    ``mean`` and ``std`` are given for each channel, in pixels of [0, 1]. The normalization is the first
+    layer of every network, so a network takes plain pixels.
     """
 
     channels: int = 3
@@ -52,12 +49,7 @@ class ImageSpec:
 
 
 def check_pixels(pixels: Tensor, name: str, *, nan: str) -> None:
-    """Raise a ValueError unless floating point pixels lie in [0, 1], up to rounding.
-
-    Args:
-        name: what the message calls them.
-        nan: what it says where they hold NaN.
-    """
+    """Raise a ValueError unless the pixels ``name`` lie in [0, 1], up to rounding; it says ``nan`` if they hold NaN."""
     low, high = (bound.item() for bound in pixels.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         remedy = nan if low != low else "normalization belongs inside the model (models.build)"
@@ -65,7 +57,7 @@ def check_pixels(pixels: Tensor, name: str, *, nan: str) -> None:
 
 
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line for an unknown name: what it is, the nearest known name, and all of them."""
+    """The message for an unknown name: what kind of name it is, the most similar known name, and all known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,7 @@
-"""Controls beside a figure: choose, redraw, never train. One mechanism, `explorer`, serves every notebook."""
+"""Controls above a figure that is drawn again when one of them changes. All notebooks use `explorer`.
+
+A control only chooses what is shown; it never trains or measures anything.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ import plotly.graph_objects as go
 
 
 class Explorer(ipywidgets.VBox):
-    """Controls above a live figure that is drawn anew whenever one of them changes."""
+    """Controls above a live figure, which is drawn again whenever one of them changes."""
 
     def __init__(self, draw: Callable[..., go.Figure], controls: dict[str, ipywidgets.ValueWidget]):
         self.draw, self.controls = draw, controls
@@ -18,21 +21,21 @@ class Explorer(ipywidgets.VBox):
             control.observe(lambda change: self.redraw(), names="value")
 
     def static(self) -> go.Figure:
-        """The figure of the present state, for a batch run or a report."""
+        """A plain figure for the present values of the controls, for batch runs and reports."""
         return self.draw(**{name: control.value for name, control in self.controls.items()})
 
     def redraw(self) -> None:
-        """Draw the present state into the live figure."""
+        """Draw the live figure again, for the present values of the controls."""
         replace(self.figure, self.static())
 
 
 def explorer(draw: Callable[..., go.Figure], **controls: ipywidgets.ValueWidget) -> Explorer:
-    """A live figure ``draw(**values)`` under one control for each argument."""
+    """A live figure ``draw(**values)`` below its controls; each control sets the argument of the same name."""
     return Explorer(draw, controls)
 
 
 def replace(live: go.FigureWidget, figure: go.Figure) -> None:
-    """Give a live figure the traces and layout of another; traces of the same kinds are updated in place."""
+    """Give a live figure the traces and layout of another figure. Traces of the same kinds are updated in place."""
     with live.batch_update():
         if [trace.type for trace in live.data] == [trace.type for trace in figure.data]:
             for old, new in zip(live.data, figure.data, strict=True):

@@ -1,4 +1,4 @@
-"""Which images? Named data sets as uint8 tensors, split into training, validation and test."""
+"""Which images? Data sets by name, as uint8 tensors, split into training, validation and test images."""
 
 from rqlib.data.datasets import ImageDataset, Split, batches, load, to_pixels
 

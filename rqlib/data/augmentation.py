@@ -1,45 +1,32 @@
-"""Augmentation as a function of a whole batch: random crop from the padded images, horizontal flip."""
+"""Augmentation of a whole batch at once: random crop from the padded images, horizontal flip."""
 
 import torch
 from torch import Tensor
 
-_PADDING_MODES = ("reflect", "zeros")
 
-
-def crop_and_flip(
-    images: Tensor,
-    *,
-    padding: int = 4,
-    padding_mode: str = "reflect",
-    flip: bool,
-    rng: torch.Generator | None = None,
-) -> Tensor:
+def crop_and_flip(images: Tensor, *, padding: int = 4, flip: bool, rng: torch.Generator | None = None) -> Tensor:
     """Shift every image by up to ``padding`` pixels in both directions, and mirror it with probability 1/2.
 
-    The same as cropping each image from its padded version, all pixels fetched in one indexing step.
+    This is the same as cropping each image from its version padded by reflection, with all pixels fetched in one step.
 
     Args:
-        images: (B, C, H, W) of any dtype and device; the result is alike, memory channels_last.
-        padding_mode: what lies outside the image: its reflection ("reflect") or black ("zeros").
+        images: (B, C, H, W) of any dtype and device; the result has the same, in channels_last memory.
+        flip: whether images are mirrored at all.
         rng: on the CPU.
 
     Raises:
-        ValueError: unknown padding mode, or an image too small for the padding.
+        ValueError: an image too small for the padding.
     """
     count, channels, height, width = images.shape
-    if padding_mode not in _PADDING_MODES or not 0 <= padding < min(height, width):
-        expected = f"padding_mode {' | '.join(_PADDING_MODES)} and padding from 0 to {min(height, width) - 1}"
-        raise ValueError(f"expected {expected}, got {padding_mode!r} and {padding}")
+    if not 0 <= padding < min(height, width):
+        raise ValueError(f"expected padding from 0 to {min(height, width) - 1}, got {padding}")
     shifts = torch.randint(-padding, padding + 1, (2, count, 1), generator=rng)
     mirrored = torch.randint(2 if flip else 1, (1, count, 1), generator=rng)
     down, right, mirrored = torch.cat([shifts, mirrored]).to(images.device)  # each (B, 1)
     rows = torch.arange(height, device=images.device) + down  # (B, H): where each output row comes from
     columns = torch.arange(width, device=images.device)
     columns = torch.where(mirrored == 1, width - 1 - columns, columns) + right  # (B, W)
-    cropped = _fetch(images, _reflected(rows, height), _reflected(columns, width))
-    if padding_mode == "zeros":
-        cropped *= (_inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :])[:, None]
-    return cropped
+    return _fetch(images, _reflected(rows, height), _reflected(columns, width))
 
 
 def _fetch(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -53,7 +40,3 @@ def _fetch(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _reflected(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
-
-
-def _inside(index: Tensor, size: int) -> Tensor:
-    return (index >= 0) & (index < size)

@@ -1,7 +1,4 @@
-"""Image sets by name, as uint8 tensors on the device: splits, batches, augmentation.
-
-``python -m rqlib.data NAME`` downloads a set, or prepares an image folder, and says what is in it.
-"""
+"""Image sets by name, as uint8 tensors on the device, and the batches that networks are given."""
 
 import dataclasses
 import functools
@@ -24,30 +21,27 @@ _VALIDATION_SHARE = 10  # one training image in ten
 
 
 class Split(NamedTuple):
-    """Images uint8 (N, C, H, W), memory channels_last, and labels int64 (N,).
+    """Images uint8 (N, C, H, W) in channels_last memory, and labels int64 (N,).
 
-    The images of ``imagenet`` are read when they are indexed (`ImageFiles`), all others are a tensor.
+    The images are a tensor, except those of ``imagenet``, which are read from their files when indexed.
     """
 
     images: Tensor | ImageFiles
     labels: Tensor
 
     def take(self, count: int) -> "Split":
-        """The first ``count`` images and their labels, or all where there are fewer."""
-        first = slice(count)
-        images = self.images.subset(first) if isinstance(self.images, ImageFiles) else self.images[first]
-        return Split(images, self.labels[first])
+        """The first ``count`` images, read into memory, and their labels; all of them if there are fewer."""
+        return Split(self.images[:count], self.labels[:count])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
-    """A named set of images; change a property with `dataclasses.replace` (say: ``horizontal_flip=False``).
+    """A named set of images. `dataclasses.replace` changes a property, for example ``horizontal_flip=False``.
 
     Attributes:
         title: the name in tables and figures.
-        horizontal_flip: whether a mirrored image is still one of its class.
-        validation_indices: int64 (N_validation,), ascending; which of the set's own training images
-            are held out.
+        horizontal_flip: whether a mirrored image still belongs to its class.
+        validation_indices: int64, ascending: which of the published training images are held out.
     """
 
     name: str
@@ -62,15 +56,15 @@ class ImageDataset:
 
     @property
     def augment(self) -> Callable[..., Tensor]:
-        """(x, rng=...) -> x of the same shape: random crop, and flip where the set allows it."""
+        """A function (x, rng=...) -> x of the same shape: random crop, and flip if `horizontal_flip` allows it."""
         return functools.partial(crop_and_flip, flip=self.horizontal_flip)
 
     def calibration(self, count: int) -> Tensor:
-        """The first ``count`` training images, uint8, that the ranges of signals are observed on."""
+        """The first ``count`` training images, uint8, on which quantization observes the ranges of signals."""
         return self.train.images[:count]
 
     def take(self, **counts: int) -> "ImageDataset":
-        """A copy with at most so many images of the named splits: ``take(train=1000, validation=100)``."""
+        """A copy with only the first images of the named splits, for example ``take(train=1000, validation=100)``."""
         splits = {name: getattr(self, name).take(count) for name, count in counts.items()}
         return dataclasses.replace(self, **splits)
 
@@ -80,19 +74,16 @@ class ImageDataset:
         return f"{self.title}: {counts} images of {shape} in {len(self.classes)} classes"
 
 
-def load(
-    name: str, root: str | Path | None = None, *, channels: int | None = None, validation_seed: int = 0
-) -> ImageDataset:
-    """The image set ``name``, in memory on the active device, with a tenth of its training images held out.
+def load(name: str, root: str | Path | None = None, *, channels: int | None = None) -> ImageDataset:
+    """The image set ``name``, in memory on the active device; one tenth of its training images is for validation.
+
+    The mean and standard deviation in ``spec`` are those of the published training images.
 
     Args:
-        name: a name of `sources.SOURCES`, or ``imagefolder:PATH`` of a folder or .zip with
-            ``train/CLASS/*`` and ``test/CLASS/*``.
-        root: the folder of image sets; else the variable ``RQLIB_DATA``, else ``data/`` of the project.
-        channels: 3 repeats the channel of a gray set; by default as the set has them (digits: 3).
-        validation_seed: which training images are held out depends on it.
-
-    Mean and standard deviation of the result's ``spec`` are those of the set's training images.
+        name: of `sources.SOURCES`, or ``imagefolder:PATH``, a folder or .zip with ``train/CLASS/*`` and
+            ``test/CLASS/*``.
+        root: the folder of image sets; `data_root` is the default.
+        channels: 3 repeats the channel of gray images, which digits do by default.
 
     Raises:
         ValueError: unknown name; faulty image folder; RGB images asked for in one channel.
@@ -103,7 +94,7 @@ def load(
     train, test = (_with_channels(Split(*part), channels or source.channels) for part in (train, test))
     mean, std = source.mean_std or mean_and_std(train.images)
     spec = ImageSpec(*train.images.shape[1:], len(classes), mean, std)
-    rest, held_out = hold_out(len(train.labels), validation_seed)
+    rest, held_out = hold_out(len(train.labels))
     return ImageDataset(
         name=name,
         title=source.title,
@@ -118,22 +109,28 @@ def load(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of image sets: the argument, else ``RQLIB_DATA``, else ``data/`` of the project."""
+    """The folder of image sets: ``root`` if given, else the variable ``RQLIB_DATA``, else ``data/`` of the project."""
     root = root or os.environ.get("RQLIB_DATA") or files.project_root() / "data"
     return Path(root).expanduser().absolute()
 
 
-def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices (rest, held out) of ``count`` images, a seeded tenth held out, each ascending."""
+def hold_out(count: int) -> tuple[Tensor, Tensor]:
+    """Indices (rest, held out) of ``count`` images, both ascending; a tenth, always the same, is held out."""
     if count < 2:
         raise ValueError(f"expected at least 2 training images, of which one is held out for validation, got {count}")
-    order = torch.randperm(count, generator=runtime.rng(seed))
+    order = torch.randperm(count, generator=runtime.rng(0))
     held_out = max(1, round(count / _VALIDATION_SHARE))
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel in pixels of [0, 1], to four digits; std at least one gray level."""
+    """Mean and standard deviation of every channel in pixels of [0, 1], rounded to four digits.
+
+    A standard deviation is at least one gray level (1 / 255).
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
     counts = [torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)]
     shares = torch.stack(counts).double() / counts[0].sum()  # (C, 256): of the pixels with each gray level
     levels = torch.arange(256, dtype=torch.float64) / 255
@@ -159,19 +156,23 @@ def _subset(split: Split, rows: Tensor) -> Split:
 
 
 def _pick(images: Tensor | ImageFiles, rows: slice | Tensor) -> Tensor:
-    """``images[rows]``, memory channels_last; whole images are copied, several times as fast as indexing."""
+    """``images[rows]`` in channels_last memory; ``index_select`` copies whole images, much faster than indexing."""
     if isinstance(rows, slice) or isinstance(images, ImageFiles):
         return images[rows]
     return images.permute(0, 2, 3, 1).index_select(0, rows.to(images.device)).permute(0, 3, 1, 2)
 
 
 def _place(split: Split) -> Split:
-    """Move images that are in memory to the device, once; what is read from files is placed batch by batch."""
+    """Move images that are in memory to the device, once. Images that are read from files move batch by batch."""
     return split if isinstance(split.images, ImageFiles) else Split(*map(runtime.active().place, split))
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Images uint8 in 0..255 -> float32 in [0, 1]; images that are already floating point stay as they are."""
+    """Images uint8 in 0..255 -> float32 in [0, 1]; floating point images keep their values and become float32.
+
+    Raises:
+        ValueError: images of another integer type.
+    """
     if images.dtype == torch.uint8:
         return images / 255
     if not images.is_floating_point():
@@ -196,8 +197,8 @@ def batches(
     """Yield (x, y) on the active device, every image once: x float32 (B, C, H, W) in [0, 1], y int64 (B,).
 
     Args:
-        images: uint8, or floating point in [0, 1] (pseudo-data).
-        shuffle: in an order drawn from ``rng``.
+        images: uint8, or floating point in [0, 1] (images that a generator made).
+        shuffle: whether the order of the images is drawn from ``rng``.
         augment: (images, rng=...) -> images, applied to each batch before it becomes float.
         rng: on the CPU; the same state gives the same batches on every device.
 
@@ -205,7 +206,7 @@ def batches(
         ValueError: numbers of images and labels differ, or batch_size < 1.
     """
     if len(images) != len(labels):
-        raise ValueError(f"expected one label an image, got {len(images)} images and {len(labels)} labels")
+        raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
     if batch_size < 1:
         raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
     return _batches(images, labels, batch_size, shuffle, augment, rng)

@@ -1,7 +1,7 @@
-"""A user's own images: a folder, or a .zip of it, with ``train/CLASS/*`` and ``test/CLASS/*``.
+"""The user's own images: a folder, or a .zip of it, with ``train/CLASS/*`` and ``test/CLASS/*``.
 
-Reading thousands of small files takes a while, so the result is kept as one checked file in
-``RQLIB_CACHE`` (else ``~/.cache/rqlib``) and read again from there until the images change.
+The decoded images are kept in one checked file in the folder ``RQLIB_CACHE`` (else ``~/.cache/rqlib``), and read from
+there until the user's files change: decoding thousands of small files takes a while.
 """
 
 import contextlib
@@ -24,17 +24,16 @@ from rqlib.core import files, runtime
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _PARTS = ("train", "test")
-_VERSION = f"1, Pillow {PIL.__version__}"  # of what is kept: another one is read anew
+_VERSION = f"1, Pillow {PIL.__version__}"  # of the kept file: images kept by another version are decoded again
 
 
 def read(path: Path) -> tuple:
-    """(train, test, classes): pairs of images uint8 (N, C, H, W) and labels int64 (N,); class names sorted.
+    """(train, test, classes): two pairs of images uint8 (N, C, H, W) and labels int64 (N,), and sorted class names.
 
-    The images are in a random order that never changes, so that the first n are a fair sample.
-    One channel if every image is gray, else three. All images must have one size.
+    The images are in a random order that never changes. They have one channel if every image is gray, else three.
 
     Raises:
-        ValueError: what is wrong with which file or folder.
+        ValueError: a file or folder is faulty; the message says which one and how.
     """
     source, cache = _digest(path), cache_file(path)
     content = _kept(cache, source)
@@ -46,14 +45,14 @@ def read(path: Path) -> tuple:
 
 
 def cache_file(path: Path) -> Path:
-    """Where the tensors of an image folder are kept."""
+    """The file in which the decoded images of a folder or .zip are kept."""
     folder = os.environ.get("RQLIB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rqlib")
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
     return Path(folder).expanduser() / f"{path.stem}-{name}.pt"
 
 
 def _digest(path: Path) -> str:
-    """Changes with the images: by the bytes of a .zip; by names, sizes and times of the files of a folder."""
+    """A text that changes with the images: made of a .zip's bytes, or of names, sizes and times of a folder's files."""
     if path.is_file():
         return files.sha256(path)
     entries = [(name, (path / name).stat()) for name in _names(path) if not name.endswith("/")]
@@ -62,12 +61,12 @@ def _digest(path: Path) -> str:
 
 
 def _kept(cache: Path, source: str) -> dict | None:
-    """The kept tensors, if they are whole and of these images."""
+    """The kept tensors; None if there are none, if they are damaged, or if they are of other images."""
     try:
         content = files.load_tensors(cache)
         checksum = content.pop("checksum")
         return content if checksum == _checksum(source, content) else None
-    except Exception:  # absent, cut off, foreign: read anew from the images
+    except Exception:  # whatever is wrong with the file: the images are decoded again
         return None
 
 
@@ -93,7 +92,7 @@ def _checksum(source: str, content: dict) -> str:
 
 
 def _decoded(path: Path) -> dict:
-    """Every image, decoded: the content that is kept."""
+    """Decode every image: the content of the kept file, without its checksum."""
     with _opened(path) as (names, read_bytes):
         members = _members(path, names)
         classes = sorted(members["train"])
@@ -111,14 +110,14 @@ def _decoded(path: Path) -> dict:
 
 
 def _shuffled(members: dict[str, list[str]], classes: list[str]) -> list[tuple[str, int]]:
-    """(name, label) of every image, in a random order that never changes: the first n are a fair sample."""
+    """(name, label) of every image, in a random order that never changes."""
     pairs = [(name, label) for label, kind in enumerate(classes) for name in members.get(kind, ())]
     return [pairs[i] for i in torch.randperm(len(pairs), generator=runtime.rng(0)).tolist()]
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """Names of all files and folders in a folder or .zip, a folder's ending in "/", and a reader of files."""
+    """Names of all files and folders in a folder or .zip, and a function that reads a file. Folder names end in "/"."""
     if path.is_dir():
         yield _names(path), lambda name: (path / name).read_bytes()
         return
@@ -126,14 +125,14 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(
-            f"expected a folder or a .zip of images, got {path}, which is no whole .zip ({error})"
+            f"expected a folder or .zip of images, got {path}, which is no whole .zip ({error})"
         ) from error
     with archive:
         yield archive.namelist(), archive.read
 
 
 def _names(folder: Path) -> list[str]:
-    """Relative names of all that lies under a folder, sorted; a folder's ends in "/"."""
+    """Sorted relative names of all files and folders under a folder; names of folders end in "/"."""
     names = []
     for base, folders, plain in os.walk(folder, followlinks=True):
         inside = Path(base).relative_to(folder)
@@ -143,11 +142,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _members(path: Path, names: list[str]) -> dict[str, dict[str, list[str]]]:
-    """part -> class -> names of its images, checked."""
+    """part -> class -> names of its images. Hidden files are left out, and every class must have images."""
     members: dict[str, dict[str, list[str]]] = {part: {} for part in _PARTS}
     visible = [name for name in sorted(names) if not re.search(r"(^|/)(\.|__MACOSX/)", name)]
     tops = {name.partition("/")[0] for name in visible}
-    wrapper = f"{tops.pop()}/" if len(tops) == 1 and not tops & members.keys() else ""  # a .zip of the folder itself
+    # A .zip may hold the folder itself, and not its content.
+    wrapper = f"{tops.pop()}/" if len(tops) == 1 and not tops & members.keys() else ""
     for name in visible:
         part, *inner = name.removeprefix(wrapper).split("/")
         if part in members and len(inner) > 1:
@@ -164,9 +164,7 @@ def _check_members(path: Path, members: dict[str, dict[str, list[str]]]) -> None
             raise ValueError(f"{path}: expected images in train/CLASS/* and test/CLASS/*, found no {part}/CLASS/")
         empty = [kind for kind, images in classes.items() if not images]
         if empty:
-            raise ValueError(
-                f"{path}: no image in {part}/{empty[0]}/ (of type {' '.join(SUFFIXES)}); fill or remove it"
-            )
+            raise ValueError(f"{path}: no image in {part}/{empty[0]}/ ({' '.join(SUFFIXES)}); fill or remove it")
     strange = sorted(members["test"].keys() - members["train"].keys())
     if strange:
         raise ValueError(f"{path}: test/ has classes that train/ lacks: {', '.join(strange)}; a class needs both")
@@ -177,26 +175,25 @@ def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> numpy.
     try:
         with Image.open(io.BytesIO(read_bytes(name))) as image:
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"expected 8 bits a channel, got mode {image.mode}")
+                raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
             return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except Exception as error:
         raise ValueError(f"cannot read image {name} in {path} ({error}); repair or remove it") from error
 
 
 def _check_sizes(path: Path, arrays: dict[str, numpy.ndarray]) -> None:
-    first, *others = arrays
-    height, width = arrays[first].shape[:2]
-    for name in others:
-        if arrays[name].shape[:2] != (height, width):
-            got = "{1}x{0}".format(*arrays[name].shape)
-            raise ValueError(
-                f"{path}: expected all images of one size, {width}x{height} as {first}, got {got} in {name}; "
-                "resize the images first"
-            )
+    sizes = {name: "{1}x{0}".format(*array.shape) for name, array in arrays.items()}
+    first = next(iter(sizes))
+    other = next((name for name in sizes if sizes[name] != sizes[first]), None)
+    if other is not None:
+        raise ValueError(
+            f"{path}: expected all images of one size, {sizes[first]} as {first}, got {sizes[other]} in {other}; "
+            "resize the images first"
+        )
 
 
 def _stacked(arrays: list[numpy.ndarray], gray: bool) -> Tensor:
-    """uint8 (N, C, H, W), memory channels_last; a gray image among others is repeated to three channels."""
+    """uint8 (N, C, H, W) in channels_last memory; gray images among colored ones are repeated to three channels."""
     channels = 1 if gray else 3
     alike = [numpy.repeat(array[..., None], channels, 2) if array.ndim == 2 else array for array in arrays]
     return torch.from_numpy(numpy.stack(alike)).permute(0, 3, 1, 2)

@@ -1,4 +1,7 @@
-"""ImageNet's validation images, for calibration and evaluation, read from their files batch by batch."""
+"""ImageNet's validation images, for calibration and evaluation, read from their files batch by batch.
+
+They are too many to be held in memory.
+"""
 
 import os
 from collections import Counter
@@ -17,7 +20,7 @@ _CALIBRATION_SHARE = 10  # one validation image in ten
 
 
 class ImageFiles:
-    """Images that are read when indexed: ``images[rows]`` is uint8 (len(rows), 3, H, W), as of a tensor."""
+    """Images that are read from their files when indexed, as if they were a tensor uint8 (N, 3, H, W)."""
 
     dtype = torch.uint8
 
@@ -40,7 +43,7 @@ class ImageFiles:
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=self.dtype)
 
     def subset(self, rows: slice | Tensor) -> "ImageFiles":
-        """The images at ``rows``, still unread."""
+        """The images at ``rows``, not read yet."""
         paths = self.paths[rows] if isinstance(rows, slice) else [self.paths[row] for row in rows.tolist()]
         return ImageFiles(paths, self.transform, self.size)
 
@@ -55,9 +58,8 @@ class ImageFiles:
 def read(root: Path) -> tuple:
     """(calibration, test, classes) of ``root/imagenet`` in torchvision's layout: ``val/WNID/*.JPEG`` and ``meta.bin``.
 
-    A seeded tenth of the validation images is set aside for calibration, the others are the test
-    set, both in random order, so that the first n are a fair sample. Images: shorter side to 256,
-    then the central 224x224, as torchvision's pretrained networks expect.
+    A tenth of the validation images is for calibration, the others for testing. Both are in a random order that never
+    changes. An image is resized to 256 pixels on its shorter side, and the central 224x224 pixels are taken.
 
     Raises:
         FileNotFoundError: the folder does not hold the set.

@@ -1,7 +1,7 @@
-"""Where image sets come from: `SOURCES`, one entry a set, and `find`.
+"""Where image sets come from: `SOURCES` has one entry per set, `find` looks one up.
 
-A source reads ``(train, test, classes)`` from a folder of image sets, train and test as a pair
-(images uint8 (N, C, H, W), labels int64 (N,)). To add a set is one function and one entry.
+A source reads ``(train, test, classes)``, of which train and test are pairs of images uint8 (N, C, H, W) and labels
+int64 (N,). A new set needs one function that reads it and one entry.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from rqlib.core.vocabulary import did_you_mean
 from rqlib.data import imagefolder, imagenet
 
 _DIGITS = tuple("0123456789")
-_PATIENCE_SECONDS = 20.0  # for an answer of a server while downloading
+_PATIENCE_SECONDS = 20.0  # how long a download waits for an answer of the server
 _KNOWN_FOLDERS = {"cifar10-jpeg": ("CIFAR-10 (JPEG)", True), "mnist10k": ("MNIST-10k", False)}  # title, horizontal flip
 
 
 @dataclass(frozen=True)
 class Source:
-    """How a set is read, and what belongs to it.
+    """How a set is read, and what is known about its images.
 
     Attributes:
         read: folder of image sets -> (train, test, classes).
-        horizontal_flip: whether a mirrored image is still one of its class.
-        channels: gray images are repeated to so many channels.
-        mean_std: mean and standard deviation per channel, where they are not measured.
+        horizontal_flip: whether a mirrored image still belongs to its class.
+        channels: number of channels that gray images are repeated to; None keeps them as they are.
+        mean_std: mean and standard deviation of each channel; None if they are measured on the images.
     """
 
     title: str
@@ -62,10 +62,10 @@ def find(name: str) -> Source:
 
 
 def find_folder(path: str, root: Path) -> Path:
-    """An image folder's path; a relative one is looked for in ``root``, in the project and in the working folder.
+    """The full path of an image folder; a relative one is searched in ``root``, the project and the working folder.
 
     Raises:
-        FileNotFoundError: it is in none of them.
+        FileNotFoundError: the folder is in none of them.
     """
     candidates = [(base / Path(path).expanduser()).resolve() for base in (root, files.project_root(), Path.cwd())]
     for candidate in candidates:
@@ -78,7 +78,7 @@ def find_folder(path: str, root: Path) -> Path:
 
 
 def _digits(root: Path) -> tuple:
-    """Scikit-learn's 1,797 digits of 8x8, resized to 32x32; a fifth of every class is for testing."""
+    """Scikit-learn's 1,797 digits of 8x8 pixels, resized to 32x32; one fifth of every class is for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -103,22 +103,22 @@ def _svhn(root: Path) -> tuple:
 
 
 def _mnist(root: Path) -> tuple:
-    """28x28 images with a black border of two pixels."""
+    """28x28 images, to which a black border of two pixels is added."""
     train, test = (_torchvision("MNIST", root, train=train) for train in (True, False))
     parts = ((F.pad(part.data, (2, 2, 2, 2))[:, None], part.targets.long()) for part in (train, test))
     return *parts, _DIGITS
 
 
 def _channels_first(images: numpy.ndarray, labels) -> tuple[Tensor, Tensor]:
-    """Arrays (N, H, W, C) and (N,) -> tensors (N, C, H, W), memory channels_last, and int64 (N,)."""
+    """Arrays (N, H, W, C) and (N,) -> tensors (N, C, H, W) in channels_last memory and int64 (N,)."""
     return torch.from_numpy(numpy.ascontiguousarray(images)).permute(0, 3, 1, 2), torch.as_tensor(labels).long()
 
 
 def _torchvision(name: str, root: Path, **part):
-    """A torchvision data set as it lies in ``root``, downloaded where it is missing or damaged."""
+    """A data set of torchvision in ``root``; it is downloaded if it is missing or damaged."""
     dataset = functools.partial(getattr(torchvision_guard.torchvision().datasets, name), **part)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its readers' own, about NumPy
+        warnings.simplefilter("ignore")  # torchvision's readers warn about NumPy
         try:
             return dataset(root)
         except Exception as damage:
@@ -127,12 +127,17 @@ def _torchvision(name: str, root: Path, **part):
                 return dataset(root)
             except Exception as error:
                 with contextlib.suppress(OSError):
-                    root.rmdir()  # only where it is empty: made for nothing
-                raise FileNotFoundError(_missing(name, root, damage, error)) from None
+                    root.rmdir()  # fails unless the folder is empty, which means that it was made for nothing
+                faults = [" ".join(str(fault).split()) or type(fault).__name__ for fault in (damage, error)]
+                raise FileNotFoundError(
+                    f"{name} is not whole in {root} ({faults[0]}) and could not be downloaded ({faults[1]}). Fetch it "
+                    f"where there is internet access: python -m rqlib.data {name.lower()} --root FOLDER; then copy "
+                    f"FOLDER to {root}, or name it in RQLIB_DATA"
+                ) from None
 
 
 def _download(dataset: Callable, root: Path) -> None:
-    """Download beside the files, then move each to its place: an interrupted download leaves nothing half-written."""
+    """Download into a temporary folder, then move each file to its place: no file in ``root`` is ever half-written."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as part, _impatient():
         dataset(part, download=True)
@@ -144,24 +149,13 @@ def _download(dataset: Callable, root: Path) -> None:
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
+    """Inside the block a server that does not answer within `_PATIENCE_SECONDS` is given up."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE_SECONDS)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _missing(name: str, root: Path, damage: Exception, error: Exception) -> str:
-    return (
-        f"{name} is not whole in {root} ({_line(damage)}) and could not be downloaded ({_line(error)}). Fetch it where "
-        f"there is internet access: python -m rqlib.data {name.lower()} --root FOLDER; then copy FOLDER to {root}, "
-        "or name it in RQLIB_DATA"
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 SOURCES: dict[str, Source] = {

@@ -1,9 +1,11 @@
-"""Adjust a trained generator until its images are about as hard for the teacher as real ones.
+"""Adjust a trained generator until its images are about as hard for the teacher as real images are.
 
-Trained images lie deep inside their classes. Superposed labels move them into the gaps; attacked copies make
-them robust; plain steps keep them classified as asked. Which step is taken, a measurement before it decides.
+The images of a trained generator lie deep inside their classes. Each round measures how accurate the teacher is on
+fresh images and then takes one kind of step: superposed labels move images into the gaps between classes, attacked
+copies make images robust, and plain single labels keep images classified as asked.
 """
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +17,12 @@ from rqlib import data, measures
 from rqlib.attacks.methods import in_words
 from rqlib.core import runtime
 from rqlib.core.vocabulary import Attack
-from rqlib.generator import network
+from rqlib.generator import mixtures, sampling
 from rqlib.generator.network import Generator
-from rqlib.generator.training import Training, frozen, mean, step
+from rqlib.generator.stepping import Training, frozen, mean, step
 
 CLEAN_LIMIT, ROBUST_LIMIT = 3.0, 1.0  # points
-WIDEN_EVERY = 300  # rounds: then both limits grow by a point
+WIDEN_EVERY = 300  # rounds: after each 300, both limits are one point wider
 
 
 class Target(NamedTuple):
@@ -31,11 +33,51 @@ class Target(NamedTuple):
 
 
 NO_TARGET = Target(1.0, 0.0)
-"""Where nothing is known of real images: classified as asked, and an undefended network withstands no attack."""
+"""If nothing is known of real images: all are classified as asked, and none withstands an attack."""
+
+
+class Adjusted(NamedTuple):
+    """What `adjust_all` makes.
+
+    Attributes:
+        generators: ``trained``, as it was; ``adjusted`` without a target; ``targeted`` with a target.
+        rounds: the rows of both adjustments, as of `adjust`, with the column generator.
+        targets: the target of ``adjusted`` (None) and that of ``targeted``.
+    """
+
+    generators: dict[str, Generator]
+    rounds: pandas.DataFrame
+    targets: dict[str, Target | None]
+
+
+def adjust_all(
+    trained: Generator,
+    teacher: nn.Module,
+    real: data.Split,
+    *,
+    attack: Attack,
+    folder: str | Path | None = None,
+    **options,
+) -> Adjusted:
+    """Adjust two copies of a trained generator: without a target, and with the teacher's accuracies on real images.
+
+    Args:
+        real: images of a validation split, never of the test set. Only the two accuracies on them are used.
+        folder: of the states of both adjustments; an interrupted adjustment goes on from there.
+        attack, options: as in `adjust`.
+    """
+    targets = {"adjusted": None, "targeted": target(teacher, real, attack)}
+    generators, rounds = {"trained": trained}, []
+    for name, goal in targets.items():
+        generators[name] = copy.deepcopy(trained)
+        checkpoint = None if folder is None else Path(folder) / f"{name}.pt"
+        rows = adjust(generators[name], teacher, attack=attack, target=goal, checkpoint=checkpoint, **options)
+        rounds.append(rows.assign(generator=name))
+    return Adjusted(generators, pandas.concat(rounds), targets)
 
 
 def target(teacher: nn.Module, images: data.Split, attack: Attack) -> Target:
-    """The teacher's accuracies on real images: of a validation split, never of the test set."""
+    """The teacher's accuracies on real images, which come from a validation split and never from the test set."""
     return Target(measures.accuracy(teacher, *images), measures.accuracy(teacher, *images, attack=attack))
 
 
@@ -53,25 +95,27 @@ def adjust(
     checkpoint: str | Path | None = None,
     seed: int = 0,
 ) -> pandas.DataFrame:
-    """Adjust the generator in place until the teacher is as accurate on its images as on the target's; a row a round.
+    """Adjust the generator in place until the teacher's accuracies on its images are those of the target.
 
-    With c and p the clean and the robust difference in points, pseudo minus target, the first that holds:
+    Let c and p be the clean and the robust difference in points: accuracy on generated images minus the target's.
+    The first condition that holds chooses the step:
     p < -1: ``adversarial``, single labels and 0.5 CE of attacked copies; c < -3: ``single``, plain single labels;
-    p > 1: ``superposed`` labels; else stop. The limits grow by 1 every 300 rounds.
+    p > 1: ``superposed`` labels; otherwise stop. All limits grow by 1 every 300 rounds.
 
     Args:
-        attack: (teacher, x, y) -> adversarial x, of the robust accuracy and of the attacked copies.
-        target: None for no target: no image is needed.
-        images: fresh pseudo images that c and p are measured on in every round.
-        steps: optimizer steps a round.
-        checkpoint, seed: as `generator.fit`.
+        attack: (teacher, x, y) -> adversarial x, for the robust accuracy and for the attacked copies.
+        target: None for no target; then no real image is needed.
+        rounds: at most this many.
+        images: number of fresh generated images on which every round measures c and p.
+        steps: optimizer steps per round.
+        checkpoint, seed: as in `generator.fit`.
 
     Returns:
-        Columns: round, action (adversarial | single | superposed | stop), clean, robust (fractions),
-        clean_difference, robust_difference (points), the parts of the loss; the last row is the final state.
+        One row per round: round, action (adversarial | single | superposed | stop), clean, robust (fractions),
+        clean_difference, robust_difference (points), the parts of the loss. The last row is the final state.
 
     Raises:
-        FloatingPointError, ValueError: as `generator.fit`; a target that is no fraction.
+        FloatingPointError, ValueError: as `generator.fit`; the target is not two fractions.
     """
     target = NO_TARGET if target is None else Target(*target)
     if not all(0 <= value <= 1 for value in target):
@@ -91,7 +135,7 @@ def adjust(
 
 
 def choose(row: dict, number: int) -> str:
-    """The action of a round, from the differences in points."""
+    """The action of round ``number``, from the row's differences in points."""
     clean, robust, wider = row["clean_difference"], row["robust_difference"], number // WIDEN_EVERY
     if robust < -ROBUST_LIMIT - wider:
         return "adversarial"
@@ -100,13 +144,11 @@ def choose(row: dict, number: int) -> str:
     return "superposed" if robust > ROBUST_LIMIT + wider else "stop"
 
 
-def _measured(generator: Generator, teacher, attack: Attack, target: Target, images: int, seeds: tuple) -> dict:
-    fresh = network.sample(generator, images, seed=runtime.rng(*seeds).initial_seed())
-    found = Target(measures.accuracy(teacher, *fresh), measures.accuracy(teacher, *fresh, attack=attack))
-    differences = {
-        f"{name}_difference": 100 * (getattr(found, name) - getattr(target, name)) for name in Target._fields
-    }
-    return found._asdict() | differences
+def _measured(generator: Generator, teacher, attack: Attack, goal: Target, images: int, seeds: tuple) -> dict:
+    fresh = sampling.sample(generator, images, seed=runtime.rng(*seeds).initial_seed())
+    found = target(teacher, fresh, attack)
+    clean, robust = (100 * (own - wanted) for own, wanted in zip(found, goal, strict=True))
+    return {**found._asdict(), "clean_difference": clean, "robust_difference": robust}
 
 
 def _steps(training, teacher, action: str, attack: Attack, steps: int, batch_size: int, rng) -> dict[str, float]:
@@ -117,9 +159,9 @@ def _steps(training, teacher, action: str, attack: Attack, steps: int, batch_siz
     with training.mode():
         for _ in range(steps):
             if action == "superposed":
-                mixture = network.superposed(batch_size, classes, rng)
+                mixture = mixtures.superposed(batch_size, classes, rng)
             else:
-                mixture = network.single(torch.randint(classes, (batch_size,), generator=rng), classes)
+                mixture = mixtures.single(torch.randint(classes, (batch_size,), generator=rng), classes)
             attacked = attack if action == "adversarial" else None
             rows.append(step(training, teacher, mixture, rng, attacked))
     return mean(rows)

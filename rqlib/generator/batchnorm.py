@@ -1,4 +1,4 @@
-"""How far a batch is from the statistics that a network's BatchNorms have kept of its training images."""
+"""How far images are from the statistics that the BatchNorms of a network have kept of its training images."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from rqlib import data
 from rqlib.core import layers, runtime
 
+BATCH = 250
+"""Number of images in a batch of `mean_distance`."""
+
+
+def keeping(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> BatchNorm, of those that keep running statistics."""
+    return {name: norm for name, norm in layers.batchnorms(model) if norm.running_mean is not None}
+
 
 def distance(norm: nn.Module, x: Tensor) -> Tensor:
     """``MSE(batch mean, running mean) + MSE(biased batch variance, running variance)``, means over channels.
 
-    Args:
-        norm: a BatchNorm with running statistics.
-        x: its input, (B, C, ...).
+    x (B, C, ...) is the input of a BatchNorm with running statistics.
     """
     with torch.autocast(x.device.type, enabled=False):
         rows = x.movedim(1, -1).flatten(0, -2).float()  # (B H W, C)
@@ -28,22 +34,21 @@ def distance(norm: nn.Module, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def watching(model: nn.Module) -> Iterator[list[Tensor]]:
-    """While the block runs, every call of a BatchNorm adds its `distance` to the list; empty where there is none."""
+    """While the block runs, every call of a BatchNorm appends its `distance` to the list that the block is given."""
     found: list[Tensor] = []
-    norms = {name: norm for name, norm in layers.batchnorms(model) if norm.running_mean is not None}
+    norms = keeping(model)
     with layers.watching(model, norms, lambda name, inputs, output: found.append(distance(norms[name], inputs[0]))):
         yield found
 
 
 @torch.no_grad()
-def mean_distance(model: nn.Module, images: Tensor, *, batch_size: int = 250) -> float | None:
-    """The distance of images, mean over BatchNorms and batches; None for a network without BatchNorm.
+def mean_distance(model: nn.Module, images: Tensor) -> float | None:
+    """The distance of images (N, C, H, W), mean over BatchNorms and batches; None for a network without BatchNorm.
 
-    Args:
-        images: uint8 (N, C, H, W), or in [0, 1]; compare sets of one size only: small batches lie farther.
+    Small batches lie farther from the statistics than large ones, so compare only sets of the same size.
     """
     policy = runtime.active()
     with runtime.evaluating(policy.place(model)), watching(model) as found, policy.autocast():
-        for x, _ in data.batches(images, torch.zeros(len(images)), batch_size):
+        for x, _ in data.batches(images, torch.zeros(len(images)), BATCH):
             model(x)
     return torch.stack(found).mean().item() if found else None

@@ -1,4 +1,4 @@
-"""What is known of a network without any image: how far each format moves its weights, and what that takes."""
+"""What is known of a network without any image: how far each format moves its weights, and how many bits it takes."""
 
 from collections.abc import Iterable
 
@@ -15,23 +15,21 @@ MEASURES = tuple(similarity.MEASURES)
 
 
 def open_network(source: str, spec: ImageSpec, *, weights: str = "") -> tuple[nn.Module, ImageSpec]:
-    """A network to be predicted, and the images it takes: a checkpoint of 01_train, or a name with weights.
+    """The network of a checkpoint of 01_train, or of a name and weights, and the images that it takes.
 
     Args:
-        source: a path; or a name of `models.build` (``torchvision:resnet18``).
-        spec: the images, where a name does not say.
-        weights: a state dict for a name.
+        source: path of a checkpoint; or a name that `models.build` takes (``torchvision:resnet18``).
+        spec: the images that a network given by its name takes. A checkpoint says that itself.
+        weights: path of a state dict, for a network given by its name.
 
     Raises:
-        FileNotFoundError, ValueError: as `models.load` and `models.build`; a name without weights.
+        FileNotFoundError, ValueError: as `models.load` and `models.build`; a name is given without weights.
     """
     if source not in models.MODELS and not source.startswith("torchvision:"):
         network, kept = models.load(source)
         return network, kept["spec"]
     if not weights:
-        raise ValueError(
-            f"expected weights=PATH (a state dict) for {source!r}, got none: random weights predict nothing"
-        )
+        raise ValueError(f"expected weights=PATH (a state dict) for {source!r}, got none; random ones predict nothing")
     return models.build(source, spec, weights=weights), spec
 
 
@@ -41,21 +39,19 @@ def similarity_rows(
     chosen: Iterable[Format | str] = quantization.GRID,
     *,
     measures: Iterable[str] = ("js", "relative_error"),
-    granularity: str = "tensor",
 ) -> DataFrame:
-    """One row a format, as `quantization.sweep` has them, without its scores: similarities of the weights alone.
+    """The similarities of quantized weights to float ones: rows of `quantization.sweep` without its scores.
 
-    Columns: format, kind, bits, exponent_bits, coded_bits (of all convolution and linear weights), the figures
-    of each measure (`similarity.figures`), and the same divided by the network's own at INT_4.
+    Returns:
+        One row per format: format, kind, bits, exponent_bits, coded_bits (of all convolution and linear weights), the
+        figures of each measure (`similarity.figures`), and the same divided by the network's own at INT_4.
     """
     calibrated = calibration.calibrate(model, None, activations=False)
     reference = similarity.Reference(calibrated.network, spec)
     measures = tuple(measures)
 
     def figures(format: Format) -> dict[str, float]:
-        network = post_training.apply(calibrated, format, granularity=granularity, activations=False)
-        frames = [reference.compare(network, measure) for measure in measures]
-        return {name: value for frame in frames for name, value in similarity.figures(frame).items()}
+        return reference.figures(post_training.apply(calibrated, format, activations=False), measures)
 
     at_int4, weights = figures(quantization.INT(4)), cost.weight_count(model)
     rows = []

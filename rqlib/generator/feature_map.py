@@ -1,4 +1,7 @@
-"""Two-dimensional maps of features: how tight classes lie, how far apart, how much of the space is covered."""
+"""Two-dimensional maps of features: how tight classes lie, how far apart, and how much of the map they cover."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy
 import pandas
@@ -6,56 +9,81 @@ import torch
 from pandas import DataFrame
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
-from torch import Tensor
+from torch import Tensor, nn
+
+from rqlib import data
+from rqlib.generator import last_layer
 
 CELLS = 30
-"""The covered area is counted in cells of a grid of 30 x 30 over all points."""
+"""The covered area is counted in the cells of a grid of 30 x 30 over all points."""
+
+MOST = 1000
+"""Number of images of a set on a map, at most."""
+
+
+class FeatureMap(NamedTuple):
+    """The points of a map, as of `project`, and their figures, as of `measure`."""
+
+    points: DataFrame
+    separation: DataFrame
+
+
+def map_features(model: nn.Module, sets: Mapping[str, data.Split], *, reference: Tensor) -> FeatureMap:
+    """Map what flows into the last layer of a network, for several sets of images.
+
+    Every set shows its first images: as many as the smallest set has, and at most 1,000.
+
+    Args:
+        reference: images uint8 (N, C, H, W); the axes of the map are fitted to their features.
+    """
+    count = min(MOST, *(len(made.labels) for made in sets.values()))
+    shown = {name: made.take(count) for name, made in sets.items()}
+    features = {name: (last_layer.features(model, made.images), made.labels) for name, made in shown.items()}
+    points = project(last_layer.features(model, reference), features)
+    return FeatureMap(points, measure(points, features))
 
 
 def project(reference: Tensor, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFrame:
-    """Every set on the two principal axes of the reference features: columns set, index, label, x, y.
+    """Every set on the two principal axes of the reference features: one row per image.
 
     Args:
         reference: features (N, L) that the axes are fitted to.
         sets: name -> (features (M, L), labels (M,)).
 
+    Returns:
+        Columns: set, index (of the image in its set), label, x, y.
+
     Raises:
-        ValueError: sets of different numbers of features.
+        ValueError: a set has another number of features than the reference.
     """
-    for name, (features, _) in sets.items():
-        if features.shape[1] != reference.shape[1]:
-            raise ValueError(
-                f"{name}: expected {reference.shape[1]} features as the reference, got {features.shape[1]}"
-            )
-    axes = PCA(2, random_state=0).fit(reference.numpy())
-    return pandas.concat([_mapped(axes, name, *one) for name, one in sets.items()], ignore_index=True)
-
-
-def _mapped(axes: PCA, name: str, features: Tensor, labels: Tensor) -> DataFrame:
-    x, y = axes.transform(features.numpy()).T
-    return DataFrame({"set": name, "index": numpy.arange(len(x)), "label": labels.cpu().numpy(), "x": x, "y": y})
+    axes, mapped = PCA(2, random_state=0).fit(reference.numpy()), []
+    for name, (features, labels) in sets.items():
+        expected, got = reference.shape[1], features.shape[1]
+        if got != expected:
+            raise ValueError(f"{name}: expected {expected} features as the reference, got {got}")
+        x, y = axes.transform(features.numpy()).T
+        rows = {"set": name, "index": numpy.arange(len(x)), "label": labels.cpu().numpy(), "x": x, "y": y}
+        mapped.append(DataFrame(rows))
+    return pandas.concat(mapped, ignore_index=True)
 
 
 def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFrame:
-    """What the map shows, in numbers; a row a set.
+    """What the map shows, in figures: one row per set.
 
-    silhouette: of the classes in all L features, 1 for tight and far apart, 0 for touching (Rousseeuw 1987), NaN
-    for one class alone, as the next;
-    center_distance: mean distance between centers of classes over the mean distance of an image to its center, NaN
-    where every class is one point;
-    covered_area: cells of the map with at least one point, as a share of those that any set covers.
+    images: number of images;
+    silhouette: of the classes in all L features, 1 for tight classes far apart, 0 for touching ones (Rousseeuw 1987),
+    NaN for one class alone;
+    center_distance: mean distance between the centers of classes, divided by the mean distance of an image to the
+    center of its class; NaN for one class alone, and if every class is a single point;
+    covered_area: cells of the map with at least one point, as a share of the cells that any set covers.
     """
     cells = points.assign(cell=_cells(points.x) * CELLS + _cells(points.y)).groupby("set").cell.agg(set)
     reached = len(set.union(*cells))
-    rows = {
-        name: {
-            "images": len(labels),
-            **_separation(features, labels.cpu()),
-            "covered_area": len(cells[name]) / reached,
-        }
-        for name, (features, labels) in sets.items()
-    }
-    return DataFrame.from_dict(rows, orient="index").rename_axis("set").reset_index()
+    rows = []
+    for name, (features, labels) in sets.items():
+        separation = _separation(features, labels.cpu())
+        rows.append({"set": name, "images": len(labels), **separation, "covered_area": len(cells[name]) / reached})
+    return DataFrame(rows)
 
 
 def _cells(values: pandas.Series) -> pandas.Series:

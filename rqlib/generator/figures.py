@@ -1,4 +1,4 @@
-"""Figures of generated images: how they were learned, where they lie, what they tell of quantized networks."""
+"""Figures of generated images: how they are learned, how they look, where they lie, and what they foretell."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,13 @@ import plotly.graph_objects as go
 from pandas import DataFrame
 from plotly.subplots import make_subplots
 
+from rqlib import data, prediction
 from rqlib.core import plots
+from rqlib.generator import migration
+from rqlib.generator.adjustment import Target
 from rqlib.models import MODELS
-from rqlib.robustness import quantized_networks
+from rqlib.prediction import figures as prediction_figures
+from rqlib.training.figures import sample_grid
 
 ACTIONS = {
     "superposed": plots.PALETTE[0],
@@ -20,11 +24,7 @@ _LINE = {"color": "#222222", "dash": "dot", "width": 1.5}
 
 
 def training(history: DataFrame, *, title: str = "The generator learns from the network alone") -> go.Figure:
-    """Parts of the loss, and the share of images classified as asked, against the epoch.
-
-    Args:
-        history: from `generator.fit`.
-    """
+    """Of the rows of `generator.fit`, epoch by epoch: the parts of the loss, and the share classified as asked."""
     prior = next(name for name in ("batchnorm_distance", "total_variation") if name in history)
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
     lines = [("cross_entropy", "cross-entropy", 1), (prior, prior.replace("_", " "), 1)]
@@ -40,14 +40,17 @@ def training(history: DataFrame, *, title: str = "The generator learns from the 
     return figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.28})
 
 
-def adjustment(runs: Mapping[str, DataFrame], *, title: str = "Adjustment, round by round") -> go.Figure:
-    """Accuracy of the teacher on the images minus its target, clean and attacked; a row a run, marks tell the step.
+def adjustment(
+    rounds: DataFrame, targets: Mapping[str, Target | None], *, title: str = "Adjustment, round by round"
+) -> go.Figure:
+    """Accuracy of the teacher on generated images minus that of the target, clean and attacked, against the round.
 
-    Args:
-        runs: name -> rows from `generator.adjust`.
+    Each generator has a row of panels. The color of a mark says which step was taken next. The rounds and targets are
+    those of `generator.adjust_all`.
     """
     sides = {"clean_difference": "clean", "robust_difference": "under attack"}
-    titles = [f"{name}: {side}" for name in runs for side in sides.values()]
+    runs = dict([*rounds.groupby("generator", sort=False)])
+    titles = [f"{_in_words(targets[name])}: {side}" for name in runs for side in sides.values()]
     figure = make_subplots(len(runs), 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.14)
     shown = set()
     for row, rows in enumerate(runs.values(), start=1):
@@ -60,10 +63,14 @@ def adjustment(runs: Mapping[str, DataFrame], *, title: str = "Adjustment, round
                 shown.add(action)
     figure.add_hline(0, line=_LINE)
     figure.update_xaxes(title="round", row=len(runs))
-    figure.update_yaxes(title="pseudo - target (points)", col=1)
+    figure.update_yaxes(title="generated - target (points)", col=1)
     figure.update_annotations(font_size=13)
     legend = {"orientation": "h", "y": -0.12, "title": "next step: "}
     return figure.update_layout(title=title, height=160 + 260 * len(runs), margin_t=90, legend=legend)
+
+
+def _in_words(target: Target | None) -> str:
+    return "no target" if target is None else f"target {target.clean:.0%} clean, {target.robust:.0%} attacked"
 
 
 def _marks(some: DataFrame, side: str, action: str) -> go.Scatter:
@@ -73,16 +80,16 @@ def _marks(some: DataFrame, side: str, action: str) -> go.Scatter:
     )  # fmt: skip
 
 
-def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of the last layer but one") -> go.Figure:
-    """The map of each set, side by side on the same axes, colored by class.
+def samples(made: data.Split, classes: Sequence[str], *, name: str) -> go.Figure:
+    """The first images of every class of a `generator.sample`, one row per class; the title calls them ``name``."""
+    return sample_grid(*made, tuple(classes), title=f"Generated images by class: {name}")
 
-    Args:
-        points: from `feature_map.project`.
-    """
+
+def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of the last layer but one") -> go.Figure:
+    """The maps of all sets (points of `map_features`), side by side on the same axes, colored by class."""
     sets = list(dict.fromkeys(points.set))
-    figure = make_subplots(
-        1, len(sets), subplot_titles=sets, shared_yaxes="all", shared_xaxes="all", horizontal_spacing=0.02
-    )
+    shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
+    figure = make_subplots(1, len(sets), subplot_titles=sets, horizontal_spacing=0.02, **shared)
     for column, name in enumerate(sets, start=1):
         for label, some in points[points.set == name].groupby("label"):
             figure.add_trace(_dots(some, name, label, classes).update(showlegend=column == 1), row=1, col=column)
@@ -102,18 +109,25 @@ def _dots(some: DataFrame, name: str, label: int, classes: Sequence[str]) -> go.
 
 
 def _shade(label: int, classes: int) -> str:
-    """Ten classes have ten colors; more share the circle of hues."""
+    """The color of a class: one of ten for up to ten classes, otherwise a hue of the color circle."""
     shades = (*plots.PALETTE, "#999933")
     return shades[label] if classes <= len(shades) else f"hsl({360 * label / classes:.0f},65%,45%)"
 
 
-def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: real against generated") -> go.Figure:
-    """Relative accuracy on real (y) against generated images (x), a row a generator, a column an attack; line: y = x.
+def forecast(frame: DataFrame, *, title: str, tolerated_loss: float = 0.02) -> go.Figure:
+    """`prediction.figures.forecast` of a table of `migrate`; the title says how far it is from the measured loss."""
+    found = migration.score(frame)
+    title = f"{title}: R<sup>2</sup> {found['r2']:.3f}, mean absolute error {found['mae']:.3f}"
+    return prediction_figures.forecast(frame, tolerated_loss, title=title)
 
-    Args:
-        frame: from `quantized_networks.relative`.
+
+def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: real against generated") -> go.Figure:
+    """Relative accuracy on real images (y) against that on generated images (x), beside the line y = x.
+
+    Each generator has a row of panels and each attack a column; a dot is a format. The frame is that of
+    `generator.relative`.
     """
-    scores = quantized_networks.agreement(frame).set_index(["generator", "attack"])
+    scores = prediction.agreement(frame).set_index(["generator", "attack"])
     generators, attacks = (list(dict.fromkeys(frame[name])) for name in ("generator", "attack"))
     names = [
         f"{one}, {attack}: R<sup>2</sup> of y = x {scores.identity_r2.get((one, attack), float('nan')):.2f}"
@@ -125,20 +139,24 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     )  # fmt: skip
     for (one, attack), some in frame.groupby(["generator", "attack"], sort=False):
         place = {"row": generators.index(one) + 1, "col": attacks.index(attack) + 1}
-        first = place == {"row": 1, "col": 1}
-        figure.add_trace(
-            go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=_LINE, hoverinfo="skip", showlegend=False), **place
-        )
-        for model, own in some.groupby("model", sort=False):
-            dots = go.Scatter(
-                x=own.pseudo, y=own.test, mode="markers", name=str(model), text=own.format, legendgroup=str(model),
-                showlegend=first, marker={"color": plots.color(str(model), MODELS), "size": 6, "opacity": 0.75},
-                hovertemplate="%{text}<br>generated %{x:.2f}, real %{y:.2f}<extra></extra>",
-            )  # fmt: skip
-            figure.add_trace(dots, **place)
+        figure.add_traces(_against(some, named=place == {"row": 1, "col": 1}), place["row"], place["col"])
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title="on generated images", row=len(generators))
     figure.update_yaxes(title="on test images", col=1)
     legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
     size = {"width": 130 + 300 * len(attacks), "height": 170 + 270 * len(generators)}
     return figure.update_layout(title=title, margin={"t": 100, "b": 110}, legend=legend, **size)
+
+
+def _against(some: DataFrame, *, named: bool) -> list[go.Scatter]:
+    """The line y = x and the dots of every network; only one panel names them in the legend."""
+    line = go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=_LINE, hoverinfo="skip", showlegend=False)
+    dots = [
+        go.Scatter(
+            x=own.pseudo, y=own.test, mode="markers", name=str(model), text=own.format, legendgroup=str(model),
+            showlegend=named, marker={"color": plots.color(str(model), MODELS), "size": 6, "opacity": 0.75},
+            hovertemplate="%{text}<br>generated %{x:.2f}, real %{y:.2f}<extra></extra>",
+        )
+        for model, own in some.groupby("model", sort=False)
+    ]  # fmt: skip
+    return [line, *dots]

@@ -1,7 +1,8 @@
 """The whole chain without data: quantize on generated images, and say beforehand what it will cost.
 
-The loss of accuracy on generated images is itself a prediction. Networks measured before turn it into a better
-one, with an interval: the predictors that do best on them, each left out in turn, are fitted to all of them.
+The loss of accuracy on generated images is itself a prediction of the loss on real ones. Networks that were measured
+before turn it into a better one, with an interval: of all predictors, those that do best on the measured networks,
+each network left out in turn, are fitted to all of them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,12 +12,13 @@ from pandas import DataFrame
 from torch import Tensor, nn
 
 from rqlib import data, prediction, quantization
-from rqlib.prediction import features, forecasting
-from rqlib.prediction.features import GENERATORS, TARGET
+from rqlib.core import files
+from rqlib.prediction.features import TARGET, label
+from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK
 from rqlib.quantization import Format
 
 TRUTH = ("accuracy", "float_accuracy", TARGET, "agreement", "logit_error", "seconds")
-FEWEST = 3  # other networks: fewer give no interval
+FEWEST = 3  # other networks; fewer give no interval
 
 
 def losses(
@@ -29,47 +31,105 @@ def losses(
     folder: str | Path | None = None,
     **options,
 ) -> DataFrame:
-    """Rows of `quantization.sweep`, with the loss on every set of generated images; the truth where it can be had.
+    """Rows of `quantization.sweep`, one per format, with the loss of accuracy on every set of generated images.
 
     Args:
-        calibration_images: generated, for a chain without data.
-        pseudo: ``boundary``, ``trained``, ``adjusted``, those that there are -> images and labels.
-        real: labeled images for the truth; None leaves its columns out.
-        folder: of the sweeps' checkpoints.
-        options: as `quantization.sweep`.
+        formats: empty for all of `quantization.GRID`.
+        calibration_images: generated ones, for a chain without data.
+        pseudo: name of a generator, or several of them -> images and labels. Names: boundary, trained, adjusted.
+        real: labeled real images, which the columns of the truth (accuracy, accuracy_loss, ...) are measured on;
+            None leaves these columns out.
+        folder: of the checkpoints of the sweeps; an interrupted call goes on from there.
+        options: as in `quantization.sweep`.
+
+    Raises:
+        ValueError: as `quantization.sweep`; an unknown generator.
     """
-    formats = list(formats)
+    formats = list(formats) or list(quantization.GRID)
+    if unknown := set(pseudo) - set(GENERATORS):
+        raise ValueError(f"expected generators {', '.join(GENERATORS)}, got {', '.join(sorted(unknown))}")
 
-    def sweep(name: str, images: data.Split, **more) -> DataFrame:
+    def sweep(name: str, images: data.Split) -> DataFrame:
         path = None if folder is None else Path(folder) / f"{name}.pt"
-        return quantization.sweep(model, formats, calibration_images, *images, checkpoint=path, **options, **more)
+        return quantization.sweep(model, formats, calibration_images, *images, checkpoint=path, **options)
 
-    swept = {name: sweep(name, images) for name, images in pseudo.items()}
+    swept = {name: sweep(name, pseudo[name]) for name in GENERATORS if name in pseudo}
     rows = sweep("real", real) if real else next(iter(swept.values())).drop(columns=[*TRUTH])
     return rows.assign(**{GENERATORS[name]: found[TARGET] for name, found in swept.items()})
 
 
-def forecast(rows: DataFrame, others: DataFrame | None = None, *, level: float = 0.9) -> DataFrame:
-    """Predicted loss of every format, as `forecasting.predict`: columns format, predicted, lower, upper, ...
+def calibrations(
+    model: nn.Module,
+    images: Mapping[str, Tensor],
+    real: data.Split,
+    *,
+    formats: Iterable[Format | str] = ("INT_8", "FLOAT_8_E4"),
+) -> DataFrame:
+    """How good calibration images are: the accuracy on real images of a network that was calibrated on each set.
+
+    One row per format: format, the accuracy for every name of ``images``, float (accuracy of the float network).
+    """
+    formats = list(formats)
+    accuracies = DataFrame()
+    for name, some in images.items():
+        rows = quantization.sweep(model, formats, some, *real, measures=[]).set_index("format")
+        accuracies[name] = rows.accuracy
+    return accuracies.assign(float=rows.float_accuracy).reset_index()
+
+
+def measured_before(path: str) -> DataFrame | None:
+    """The table of networks that were measured before; None for an empty path.
+
+    The path is that of a CSV file in the published form, relative to the workbook's folder. Errors are those of
+    `prediction.read_csv` and `prediction.table`.
+    """
+    return prediction.table(prediction.read_csv(files.project_root() / path)) if path else None
+
+
+def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 0.9) -> DataFrame:
+    """The predicted loss of every format on real images, as `prediction.forecast` returns it.
 
     Args:
         rows: of one network, from `losses`, with the column ``model``.
-        others: rows of networks measured before (`features.table`); those of the same name are left out. With
-            fewer than three networks the loss on pseudo-data (the first that there is) is the prediction, and its
-            interval is unknown.
+        others: rows of networks measured before (`measured_before`); rows of the same network are left out. With
+            fewer than three networks the loss on generated images is the prediction, of ``boundary`` if it is
+            there, and the interval is unknown.
+        level: of the interval.
+
+    Returns:
+        One row per format: format, predicted, lower, upper, ...
 
     Raises:
         ValueError: the rows hold no loss on generated images.
     """
-    rows = features.table(rows)
+    rows = prediction.table(rows)
     first = next((name for name in GENERATORS.values() if name in rows), None)
     if first is None:
         raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
     others = DataFrame({"model": []}) if others is None else others[~others.model.isin(rows.model)]
     if others.model.nunique() >= FEWEST:
-        best = prediction.leaderboard(others, level=level).best(rows.columns)
-        return forecasting.predict(rows, forecasting.fit(others, best), level=level)
-    print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {features.label(first)}")
+        trial = prediction.leaderboard(others, level=level)
+        return prediction.forecast(trial, others, rows, level=level).table
+    print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {label(first)}")
     kept = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
     found = rows[kept].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
     return found.assign(outside="").sort_values(["bits", "predicted"], kind="stable", ignore_index=True)
+
+
+def score(forecast: DataFrame) -> dict[str, float]:
+    """How far a forecast is from the measured losses: r2, rmse and mae, as `prediction.scores`."""
+    return prediction.scores(forecast[TARGET], forecast.predicted)
+
+
+def rows(losses: DataFrame, study: DataFrame) -> DataFrame:
+    """All figures of one network: losses of accuracy joined with accuracies under attack, one row per format.
+
+    The float network (FP32) comes first, then the formats of ``losses``, then those that only the study has. What is
+    the same for all formats (dataset, model, width, seed) stands in every row.
+
+    The losses are those of `losses`, the study is that of `robustness.study`.
+    """
+    order = [FLOAT, *dict.fromkeys([*losses.format, *study.format[1:]])]
+    joined = study.merge(losses, how="outer", on="format").set_index("format").loc[order].reset_index()
+    known = [name for name in NETWORK if name in losses and losses[name].notna().any()]
+    return joined.fillna({name: losses[name].iloc[0] for name in known})

@@ -1,27 +1,43 @@
-"""How good generated images are: classified as asked, statistics matched, in range, not all the same."""
+"""How good generated images are: classified as asked, with matching statistics, not clipped, not all the same."""
+
+from collections.abc import Mapping
 
 import numpy
+import pandas
 import torch
 from torch import Tensor, nn
 
-from rqlib import measures
+from rqlib import data, measures
 from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.data import datasets
-from rqlib.generator import batchnorm, features
+from rqlib.generator import batchnorm, last_layer
 
 NEIGHBORS = 1000
-"""At most so many images are compared with each other: the distance to the nearest depends on their number."""
+"""Number of images compared with each other, at most: the distance to the nearest depends on their number."""
 
 
-def report(teacher: nn.Module, pseudo: datasets.Split, spec: ImageSpec, real: datasets.Split | None = None) -> dict:
-    """One row of figures.
+def assess(
+    teacher: nn.Module, sets: Mapping[str, data.Split], spec: ImageSpec, real: data.Split | None = None
+) -> pandas.DataFrame:
+    """The figures of `report` for several sets of images: one row per set, its name in the column generator."""
+    figures = {name: report(teacher, made, spec, real) for name, made in sets.items()}
+    return pandas.DataFrame(figures).T.rename_axis("generator").reset_index()
 
-    class_accuracy: share classified as asked; confidence: mean probability of the predicted class;
-    batchnorm_distance (`batchnorm.mean_distance`) and the same of as many images of noise, None without
-    BatchNorm; clipped: share of pixels that are exactly 0 or 1; nearest_distance: mean distance in pixels to the
-    nearest other image, 0 if all are the same. With real images also their share of clipped pixels and nearest
-    distance, and the Frechet distance to them in the teacher's features: for evaluation only.
+
+def report(teacher: nn.Module, pseudo: data.Split, spec: ImageSpec, real: data.Split | None = None) -> dict:
+    """The figures of one set of generated images.
+
+    class_accuracy: share classified as asked;
+    confidence: mean probability of the predicted class;
+    batchnorm_distance: as `batchnorm.mean_distance`, None for a teacher without BatchNorm;
+    noise_batchnorm_distance: the same of as many images of noise;
+    clipped: share of pixels that are exactly 0 or 1;
+    nearest_distance: mean distance in pixels to the nearest other image, 0 if all images are the same.
+
+    With real images, for evaluation only, also
+    real_clipped, real_nearest_distance: the same of the real images;
+    frechet_distance: the Frechet distance to the real images in the teacher's features.
     """
     logits = measures.logits(teacher, *pseudo)
     row = {
@@ -34,7 +50,7 @@ def report(teacher: nn.Module, pseudo: datasets.Split, spec: ImageSpec, real: da
     if real is None:
         return row | {"nearest_distance": nearest_distance(pseudo.images[:NEIGHBORS])}
     count = min(NEIGHBORS, len(pseudo.labels), len(real.labels))
-    own, others = (features.features(teacher, images) for images in (pseudo.images, real.images))
+    own, others = (last_layer.features(teacher, images) for images in (pseudo.images, real.images))
     return row | {
         "real_clipped": clipped(real.images),
         "nearest_distance": nearest_distance(pseudo.images[:count]),
@@ -44,19 +60,19 @@ def report(teacher: nn.Module, pseudo: datasets.Split, spec: ImageSpec, real: da
 
 
 def noise(spec: ImageSpec, count: int, *, seed: int = 0) -> Tensor:
-    """Images uint8 of independent pixels with the mean and spread of the real ones: what statistics must beat."""
+    """Images uint8 of independent pixels with the mean and spread of the real ones, for comparison."""
     pixels = torch.randn(count, *spec.shape, generator=runtime.rng(seed))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return datasets.to_uint8(mean + std * pixels)
 
 
 def clipped(images: Tensor) -> float:
-    """Share of values that are exactly 0 or 255 of images uint8."""
+    """Share of the values of images uint8 that are exactly 0 or 255."""
     return ((images == 0) | (images == 255)).double().mean().item()
 
 
 def nearest_distance(images: Tensor) -> float:
-    """Mean over images of the distance ``||x - x'||_2`` in pixels of [0, 1] to the nearest other image."""
+    """Distance ``||x - x'||_2`` in pixels of [0, 1] to the nearest other image, mean over images uint8."""
     flat = datasets.to_pixels(images).flatten(1)
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.fill_diagonal_(torch.inf).amin(1).mean().item()
@@ -65,7 +81,8 @@ def nearest_distance(images: Tensor) -> float:
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """``||m_x - m_y||^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))`` of features (N, L), (M, L) (Heusel et al. 2017).
 
-    The teacher's own features, so a number to compare sets for one teacher, not an FID of arXiv 1706.08500.
+    It compares sets of images by the features of one teacher. It is not the FID of arXiv 1706.08500, which uses the
+    features of an Inception network.
     """
     (mean_x, root_x, trace_x), (mean_y, root_y, trace_y) = map(_moments, (x, y))
     overlap = numpy.linalg.norm(root_x @ root_y, "nuc")  # tr (S_x S_y)^(1/2)
@@ -73,7 +90,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _moments(x: Tensor) -> tuple[numpy.ndarray, numpy.ndarray, float]:
-    """Mean, symmetric root of the covariance, its trace."""
+    """Mean, symmetric root of the covariance, trace of the covariance."""
     values = x.double().numpy()
     eigenvalues, vectors = numpy.linalg.eigh(numpy.cov(values, rowvar=False))
     roots = numpy.sqrt(eigenvalues.clip(min=0))

@@ -1,4 +1,4 @@
-"""Superpose two classes by a slider; click a point of a map and see its image."""
+"""Superpose two classes with a slider; click on a point of a map to see its image."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,25 +9,22 @@ from pandas import DataFrame
 from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
-from rqlib import measures
+from rqlib import data, measures
 from rqlib.core import plots, widgets
-from rqlib.generator import figures, network
+from rqlib.generator import figures, mixtures, sampling
+from rqlib.generator.network import Generator
 
 
 def superposition(
-    source: network.Generator, teacher: nn.Module, classes: Sequence[str], *, count: int = 8
+    generator: Generator, teacher: nn.Module, classes: Sequence[str], *, count: int = 8
 ) -> widgets.Explorer:
-    """Images between two classes, of the same noises, and the teacher's mean probabilities of all classes.
-
-    Args:
-        count: images shown.
-    """
+    """``count`` images between two classes, of the same noise, and the teacher's mean probability of every class."""
     names = list(classes)
 
     def draw(percent: int, first: str, second: str) -> go.Figure:
         one, two = names.index(first), names.index(second)
         mixture = ((100 - percent) * _row(one, len(names)) + percent * _row(two, len(names))) / 100
-        images = network.images(source, mixture.expand(count, -1), seed=0)
+        images = sampling.images(generator, mixture.expand(count, -1), seed=0)
         logits = measures.logits(teacher, images, torch.full((count,), two))
         return _superposed(images, logits.softmax(1).mean(0), names, f"{100 - percent}% {first}, {percent}% {second}")
 
@@ -41,7 +38,7 @@ def superposition(
 
 
 def _row(label: int, classes: int) -> Tensor:
-    return network.single(torch.tensor([label]), classes)
+    return mixtures.single(torch.tensor([label]), classes)
 
 
 def _superposed(images: Tensor, probabilities: Tensor, names: list[str], title: str) -> go.Figure:
@@ -57,10 +54,13 @@ def _superposed(images: Tensor, probabilities: Tensor, names: list[str], title: 
 
 
 class LinkedMap(ipywidgets.VBox):
-    """Maps of features above the image of the point that was clicked last."""
+    """Maps of features side by side; a click on a point shows its image below them.
 
-    def __init__(self, points: DataFrame, images: Mapping[str, Tensor], classes: Sequence[str]):
-        self.points, self.images, self.classes = points, images, list(classes)
+    ``points`` are those of `map_features` for these sets of images.
+    """
+
+    def __init__(self, points: DataFrame, sets: Mapping[str, data.Split], classes: Sequence[str]):
+        self.points, self.sets, self.classes = points, sets, list(classes)
         self.figure = go.FigureWidget(figures.maps(points, classes))
         self.shown = go.FigureWidget(self.static(points.set.iloc[0], 0))
         super().__init__([self.figure, self.shown])
@@ -68,26 +68,16 @@ class LinkedMap(ipywidgets.VBox):
             trace.on_click(self._click)
 
     def show(self, name: str, index: int) -> None:
-        """Show an image of a set."""
+        """Show one image of a set."""
         widgets.replace(self.shown, self.static(name, index))
 
     def static(self, name: str, index: int) -> go.Figure:
-        """The picture of an image and what is known of its point."""
+        """The picture of one image, with its set, number and class."""
         point = self.points[(self.points.set == name) & (self.points["index"] == index)].iloc[0]
-        figure = plots.mosaic(self.images[name][index : index + 1], columns=1)
+        figure = plots.mosaic(self.sets[name].images[index : index + 1], columns=1)
         title = f"{name}, image {index}: {self.classes[point.label]}"
         return figure.update_layout(title=title, width=320, height=300)
 
     def _click(self, trace: go.Scatter, points, state) -> None:
         for number in points.point_inds:
             self.show(*trace.customdata[number])
-
-
-def linked_map(points: DataFrame, images: Mapping[str, Tensor], classes: Sequence[str]) -> LinkedMap:
-    """Maps side by side; a click on a point shows its image.
-
-    Args:
-        points: from `feature_map.project`.
-        images: set -> images uint8 (N, C, H, W), in the order of the features.
-    """
-    return LinkedMap(points, images, classes)

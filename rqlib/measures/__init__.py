@@ -1,6 +1,18 @@
-"""How accurate, how large, how fast?"""
+"""How accurate is a network, how large, how fast?"""
 
-from rqlib.measures.cost import latency, profile, storage
-from rqlib.measures.evaluate import accuracy, era, logits
+from rqlib.measures.cost import latency, profile, storage, totals, weight_count
+from rqlib.measures.evaluate import accuracy, confusion, correct, era, logits, transfer_matrix
 
-__all__ = ["accuracy", "era", "latency", "logits", "profile", "storage"]
+__all__ = [
+    "accuracy",
+    "confusion",
+    "correct",
+    "era",
+    "latency",
+    "logits",
+    "profile",
+    "storage",
+    "totals",
+    "transfer_matrix",
+    "weight_count",
+]

@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer: parameters, multiply-accumulates, bits."""
+"""What a network costs: parameters, multiply-accumulates and bits of each layer, and seconds of a forward pass."""
 
 import math
 
@@ -16,13 +16,20 @@ COUNTS = ["params", "nonzero", "macs", "bits"]
 
 @torch.no_grad()
 def profile(model: nn.Module, spec: ImageSpec) -> pandas.DataFrame:
-    """One row for each layer with parameters, for one image of ``spec``.
+    """What each layer with parameters costs for one image: one row per layer.
 
-    Columns: layer (its name), kind (its class), params, nonzero (parameters, and how many are not 0),
-    macs (multiply-accumulates of convolutions and linear layers, half of what
-    ``torch.utils.flop_counter`` counts for them; 0 for other layers), bits (of the parameters as they
-    are held in memory), output_shape (C, H, W) or (features,) of its last call, None where it is not called.
-    The weights are the effective ones: masks and formats are seen, their scores and factors are not.
+    The weights are those that the layer computes with, after masks and formats; parameters that only a
+    parametrization holds, such as scores of a mask, are not counted.
+
+    Columns:
+        layer: its name.
+        kind: its class.
+        params: number of its parameters.
+        nonzero: number of its parameters that are not 0.
+        macs: multiply-accumulates of a convolution or linear layer, half of what ``torch.utils.flop_counter``
+            counts for it; 0 for other layers.
+        bits: of the parameters as they are held in memory.
+        output_shape: (C, H, W) or (features,) of its last call; None if the layer is not called.
     """
     owners = {name: module for name, module in model.named_modules() if _tensors(name, module)}
     calls = _calls(model, owners, spec)
@@ -30,12 +37,12 @@ def profile(model: nn.Module, spec: ImageSpec) -> pandas.DataFrame:
 
 
 def totals(frame: pandas.DataFrame) -> dict[str, int]:
-    """Sums of a profile: params, nonzero, macs, bits."""
+    """The sums of a profile over its layers: params, nonzero, macs, bits."""
     return {column: int(frame[column].sum()) for column in COUNTS}
 
 
 def weight_count(model: nn.Module) -> int:
-    """Weights of convolutions and linear layers, without biases and BatchNorm."""
+    """Number of weights of convolutions and linear layers, without biases and BatchNorm."""
     return sum(layer.weight.numel() for _, layer in layers.weighted_layers(model))
 
 
@@ -43,13 +50,18 @@ def weight_count(model: nn.Module) -> int:
 def storage(model: nn.Module) -> dict[str, float]:
     """Bits that the weights of convolutions and linear layers take, as float32 and coded.
 
-    A weight with a format takes the format's bits, another ``ceil(log2 distinct values)`` and a codebook of
-    those values, or 32 where that is no less. Each layer is coded in the cheaper way: all of its weights, or
-    its nonzero weights and an index of where they are (`index_bits`). Scales and codebook entries take 32 bits each.
+    A weight in a number format takes the bits of the format. Any other weight is stored either as its number in a
+    codebook of the layer's distinct values, ``ceil(log2 distinct values)`` bits, or as 32 bits, whichever is less.
+    Each layer stores either all of its weights, or its nonzero weights and an index that says where they are
+    (`index_bits`), again whichever is less. Scales and entries of codebooks take 32 bits each.
 
     Returns:
-        dense_bits (32 a weight), coded_bits, index_bits, ratio (dense / coded), ratio_with_index
-        (dense / (coded + index)), and other_bits: what biases, normalization and its statistics take beside.
+        dense_bits: 32 per weight.
+        coded_bits: of the weights, scales and codebooks.
+        index_bits: of the indices.
+        ratio: dense_bits / coded_bits.
+        ratio_with_index: dense_bits / (coded_bits + index_bits).
+        other_bits: of everything else in the network: biases, BatchNorm parameters and statistics.
     """
     coded = [_coded(layer) for _, layer in layers.weighted_layers(model)]
     dense, codes, index = 32 * weight_count(model), sum(bits for bits, _ in coded), sum(bits for _, bits in coded)
@@ -58,10 +70,10 @@ def storage(model: nn.Module) -> dict[str, float]:
 
 
 def index_bits(count: int, nonzero: int) -> int:
-    """Bits that say which ``nonzero`` of ``count`` weights are not 0, in the cheapest of three ways.
+    """Bits of an index that says which ``nonzero`` of ``count`` weights are not 0: the cheapest of three codes.
 
-    A bitmap, ``count``; offsets, gaps in ``ceil(log2 of the mean gap) + 2`` bits each; the entropy
-    bound, ``log2 (count choose nonzero)``, which an entropy coder comes close to (`compressed`).
+    A bitmap takes ``count`` bits. A list of gaps takes ``ceil(log2(mean gap)) + 2`` bits per nonzero weight.
+    An entropy coder comes close to the bound ``log2(count choose nonzero)``.
     """
     gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
     choices = math.lgamma(count + 1) - math.lgamma(nonzero + 1) - math.lgamma(count - nonzero + 1)
@@ -69,28 +81,28 @@ def index_bits(count: int, nonzero: int) -> int:
 
 
 def with_codebook(count: int, distinct: int, entries: int) -> int:
-    """Bits of so many values by their numbers in a codebook, or as float32 where that is less."""
+    """Bits of ``count`` values, in float32, or in a codebook of ``entries`` whose numbers tell ``distinct`` apart."""
     return min(32 * count, count * code_bits(distinct) + 32 * entries)
 
 
 def code_bits(distinct: int) -> int:
-    """Bits of a number that tells so many values apart."""
+    """Bits of a number that tells ``distinct`` values apart: ``ceil(log2 distinct)``, at least 1."""
     return math.ceil(math.log2(max(distinct, 2)))
 
 
 def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
-    """Median seconds of a forward pass in eval mode on x (B, C, H, W), on the threads that torch uses."""
+    """Median seconds of one forward pass of x (B, C, H, W) in eval mode, measured for at least ``least_seconds``."""
     with runtime.evaluating(model), torch.no_grad():
         timer = benchmark.Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=least_seconds).median
 
 
 def _coded(layer: nn.Module) -> tuple[int, int]:
-    """(coded bits, index bits) of a layer's weight."""
+    """(coded bits, index bits) of a layer's weight, in the cheaper of the two ways."""
     count, nonzero = layer.weight.numel(), int(layer.weight.count_nonzero())
-    steps = list(layer.parametrizations.weight) if parametrize.is_parametrized(layer, "weight") else []
-    if steps and hasattr(steps[-1], "format"):
-        whole, packed = (n * steps[-1].format.bits + 32 * steps[-1].scale.numel() for n in (count, nonzero))
+    last = layer.parametrizations.weight[-1] if parametrize.is_parametrized(layer, "weight") else None
+    if hasattr(last, "format"):
+        whole, packed = (n * last.format.bits + 32 * last.scale.numel() for n in (count, nonzero))
     else:
         values = layer.weight.unique()
         distinct = int(values.count_nonzero())
@@ -105,7 +117,7 @@ def _other_bits(model: nn.Module) -> int:
 
 
 def _tensors(name: str, module: nn.Module) -> list[Tensor]:
-    """The parameters a layer owns, as its forward sees them."""
+    """The parameters that a layer itself owns, as its forward pass sees them."""
     if "parametrizations" in name.split("."):
         return []
     names = [key for key, _ in module.named_parameters(recurse=False)]
@@ -115,7 +127,7 @@ def _tensors(name: str, module: nn.Module) -> list[Tensor]:
 
 
 def _calls(model: nn.Module, owners: dict[str, nn.Module], spec: ImageSpec) -> dict[str, list[torch.Size]]:
-    """Output shape of every call of each layer, for one black image."""
+    """The output shapes of all calls of each layer, for one black image."""
     calls: dict[str, list[torch.Size]] = {name: [] for name in owners}
 
     def note(name: str, inputs: tuple, output: object) -> None:

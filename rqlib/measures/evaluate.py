@@ -1,7 +1,7 @@
-"""Accuracies, clean and under attack, streamed over batches: memory does not grow with the number of images.
+"""The accuracy of a network, on images as they are or under attack.
 
-Clean logits are computed under the active precision policy. An attack runs under it too, on a faster
-twin of the network, but what it found is judged in float32 by the network itself.
+Without an attack, logits are computed under the active precision policy. An attack also runs under that policy, on a
+faster copy of the network (`fast_twin`), but its images are classified in float32 by the network itself.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from rqlib.core.vocabulary import Attack
 def logits(
     model: nn.Module, images: Tensor, labels: Tensor, *, attack: Attack | None = None, batch_size: int = 500
 ) -> Tensor:
-    """Logits (N, K) float32 on the CPU, of the images or of the attack's version of them.
+    """Logits (N, K), float32 on the CPU, of the images, or of the adversarial images that an attack makes of them.
 
-    The model runs in eval mode; its modes are restored.
+    The model runs in eval mode; afterwards every module has the mode it had before.
 
     Args:
         images: uint8 (N, C, H, W).
-        labels: int64 (N,), what an attack moves the images away from.
+        labels: int64 (N,); an attack moves each image away from its label.
 
     Raises:
-        ValueError: there are no images, or not one label an image.
+        ValueError: there are no images, or the numbers of images and labels differ.
     """
     parts = [logits.cpu() for logits, _ in _judged(model, images, labels, attack, batch_size)]
     if not parts:
@@ -54,78 +54,47 @@ def correct(
     """Whether each image is classified as labeled: bool (N,) on the CPU. Arguments and errors as `logits`.
 
     Args:
-        checkpoint: file in which the result is kept after every batch. If it exists, evaluation goes on from it.
+        checkpoint: a file in which the result is kept after every batch, and from which the evaluation goes on.
 
     Raises:
-        ValueError: also where the checkpoint is of another network, other images or another attack.
+        ValueError: also if the checkpoint belongs to another network, other images or another attack.
     """
     if not len(labels):
         raise ValueError("expected at least one image to evaluate, got none")
     identity = {} if checkpoint is None else _identity(model, images, labels, attack)
-    kept = Resumable(checkpoint, identity, kind="evaluation")
-    done = kept.load().get("correct", torch.empty(0, dtype=torch.bool))
+    state = Resumable(checkpoint, identity, kind="evaluation")
+    done = state.load().get("correct", torch.empty(0, dtype=torch.bool))
     rest = getattr(images, "subset", images.__getitem__)(slice(len(done), None))
     for logits, y in _judged(model, rest, labels[len(done) :], attack, batch_size):
         done = torch.cat([done, (logits.argmax(1) == y).cpu()])
-        kept.save(correct=done)
+        state.save(correct=done)
     return done
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, **options) -> float:
-    """Fraction of images classified as labeled, clean or under an attack. Options and errors as `correct`."""
+    """Fraction of images that are classified as labeled. Options and errors are those of `correct`."""
     return correct(model, images, labels, **options).float().mean().item()
 
 
-def robustness(model: nn.Module, images: Tensor, labels: Tensor, *, attack: Attack, batch_size: int = 500) -> dict:
-    """One row: clean_accuracy, robust_accuracy and success_rate, all judged in float32.
-
-    Robust accuracy = right after the attack / all images; success rate = fooled / right before the attack.
-    """
-    before = correct(model, images, labels, attack=methods.none, batch_size=batch_size)
-    after = correct(model, images, labels, attack=attack, batch_size=batch_size)
-    return {
-        "clean_accuracy": before.float().mean().item(),
-        "robust_accuracy": after.float().mean().item(),
-        "success_rate": _success_rate(before, after),
-    }
-
-
-def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, attack: Attack, **options) -> float:
-    """Fraction of all images that are right after the attack. Options as `correct`."""
-    return accuracy(model, images, labels, attack=attack, **options)
-
-
-def success_rate(model: nn.Module, images: Tensor, labels: Tensor, *, attack: Attack, batch_size: int = 500) -> float:
-    """Fraction fooled of the images that were right before the attack; NaN where none was."""
-    return robustness(model, images, labels, attack=attack, batch_size=batch_size)["success_rate"]
-
-
 def era(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    ball: Ball,
-    steps: int = 50,
-    restarts: int = 10,
-    step_size: float | None = None,
-    **options,
+    model: nn.Module, images: Tensor, labels: Tensor, *, ball: Ball, steps: int = 50, restarts: int = 10, **options
 ) -> float:
-    """Empirical robust accuracy: right after every restart of PGD; the strong setting is 100 restarts x 1,000 steps.
+    """Empirical robust accuracy: the fraction of images that are classified correctly after every restart of PGD.
 
-    ``step_size`` is that of `methods.pace` by default. Options as `correct`.
+    The steps have the length of `attacks.pace`. A strong setting is 100 restarts of 1,000 steps each. Other
+    options and errors are those of `correct`.
     """
-    settings = methods.pace(ball, steps) | ({} if step_size is None else {"step_size": step_size})
-    attack = partial(methods.pgd, ball=ball, **settings, restarts=restarts, active_set=True)
+    attack = partial(methods.pgd, ball=ball, **methods.pace(ball, steps), restarts=restarts, active_set=True)
     return accuracy(model, images, labels, attack=attack, **options)
 
 
 def transfer_matrix(
     models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, *, attack: Attack, batch_size: int = 500
 ) -> pandas.DataFrame:
-    """Accuracy of each network (column) on images attacked on each network (row), judged in float32.
+    """Accuracy of each network (column) on images that were made to fool each network (row), in float32.
 
-    The diagonal is white-box. An attack with ``active_set`` stops at the source's border and transfers poorly.
+    On the diagonal a network is attacked with full knowledge of itself (white-box). An attack with ``active_set``
+    stops as soon as the network it attacks is fooled, and such images fool other networks less often.
     """
     rows = {source: _transferred(models, source, images, labels, attack, batch_size) for source in models}
     frame = pandas.DataFrame.from_dict(rows, orient="index", columns=list(models))
@@ -133,10 +102,10 @@ def transfer_matrix(
 
 
 def fast_twin(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that computes the same function in less time: BatchNorm folded, weights frozen.
+    """A copy in eval mode that computes the same function in less time: BatchNorm is folded, weights are frozen.
 
-    Where folding is not possible (the graph cannot be traced) or would not be exact (weights or
-    inputs pass a transform), it is the model itself.
+    It is the model itself if folding is not possible (torch.fx cannot trace the network) or would not be exact
+    (weights are parametrized, or a hook changes what layers see).
     """
     parts = list(model.modules())
     if any(is_parametrized(part) or part._forward_hooks or part._forward_pre_hooks for part in parts):
@@ -148,13 +117,13 @@ def fast_twin(model: nn.Module) -> nn.Module:
 
 
 def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts (K, K): row = label, column = prediction."""
+    """Counts (K, K) of images; the row is the label, the column the prediction."""
     flat = labels.cpu() * num_classes + predictions.cpu()
     return torch.bincount(flat, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def _judged(model, images, labels, attack: Attack | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (logits float32 (B, K), y (B,)) of every batch, clean or attacked."""
+    """Yield (logits float32 (B, K), y (B,)) of every batch, under attack if one is given."""
     policy = runtime.active()
     batches = data.batches(images, labels, batch_size)
     with runtime.evaluating(policy.place(model)):
@@ -169,10 +138,7 @@ def _judged(model, images, labels, attack: Attack | None, batch_size: int) -> It
 
 
 def _attacked_logits(model: nn.Module, twin: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
-    """Logits of the model on attacked images, all in float32.
-
-    Where bfloat16 claims a success that float32 denies, the image is attacked again in float32.
-    """
+    """Logits of the model on attacked images, in float32; images that fool it in bfloat16 only are attacked again."""
     policy = runtime.active()
     with policy.autocast():
         adversarial = attack(twin, x, y)
@@ -189,19 +155,19 @@ def _attacked_logits(model: nn.Module, twin: nn.Module, attack: Attack, x: Tenso
 
 
 def _barely_right(logits: Tensor, y: Tensor) -> Tensor:
-    """Indices of images that are right by a margin that bfloat16 could miss: a quarter of the largest logit."""
+    """Indices of images that are right by a margin that bfloat16 may not resolve: a quarter of the largest logit."""
     margin = -losses.margin(logits, y)
     return ((margin >= 0) & (margin < 0.25 * logits.abs().amax(1))).nonzero().squeeze(1)
 
 
 def _exact_logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits in float32, whatever is active around."""
+    """Logits in float32, whatever precision is active outside."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), runtime.tf32(False):
         return model(x).float()
 
 
 def _transferred(models, source: str, images, labels, attack: Attack, batch_size: int) -> list[float]:
-    """Accuracy of every network on images attacked on ``source``."""
+    """Accuracy of every network on images that were made to fool ``source``."""
     policy, hits = runtime.active(), dict.fromkeys(models, 0)
     with contextlib.ExitStack() as stack:
         for model in models.values():
@@ -216,15 +182,10 @@ def _transferred(models, source: str, images, labels, attack: Attack, batch_size
     return [count / len(labels) for count in hits.values()]
 
 
-def _success_rate(before: Tensor, after: Tensor) -> float:
-    return (before & ~after).sum().item() / before.sum().item() if before.any() else float("nan")
-
-
 def _identity(model: nn.Module, images: Tensor, labels: Tensor, attack: Attack | None) -> dict[str, str]:
-    """What a result depends on. Images that are read from files are told apart by their names."""
-    pixels = images if isinstance(images, Tensor) else images.paths
+    """What the result depends on."""
     return {
         "network": fingerprint(model.state_dict()),
-        "images": fingerprint(pixels, labels),
-        "attack": str(methods.in_words(attack)),
+        "images": fingerprint(images, labels),
+        "attack": methods.in_words(attack),
     }

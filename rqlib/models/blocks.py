@@ -1,4 +1,4 @@
-"""What several families share: normalization, scaled channels, convolution and classifier blocks."""
+"""What several families of networks share: normalization, scaled channels, blocks of convolutions, classifiers."""
 
 import math
 from itertools import chain, pairwise
@@ -12,7 +12,7 @@ from rqlib.core.vocabulary import ImageSpec
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel: x (B, C, H, W) in [0, 1]; the first layer of every network."""
+    """(x - mean) / std in each channel, for x (B, C, H, W) in [0, 1]: the first layer of every network."""
 
     def __init__(self, spec: ImageSpec):
         super().__init__()
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 def network(spec: ImageSpec, **parts: nn.Module) -> nn.Sequential:
-    """The parts in order, by name, behind the normalization; initialized."""
+    """A network: the normalization, then the named parts in order, with initialized weights."""
     model = named(normalize=Normalize(spec), **parts)
     initialize(model)
     return model
@@ -50,10 +50,9 @@ def named(**parts: nn.Module) -> nn.Sequential:
 
 
 def initialize(model: nn.Module) -> None:
-    """Kaiming normal weights (arXiv 1502.01852) in a network without BatchNorm, whose signal would else die out.
+    """Give a network without BatchNorm Kaiming normal weights (arXiv 1502.01852), in place.
 
-    The last layer keeps torch's small weights, and so does every layer of a network with BatchNorm,
-    which rescales each layer's output.
+    With torch's small weights, which the last layer keeps, the signal would die out from layer to layer.
     """
     if any(layers.batchnorms(model)):
         return
@@ -64,10 +63,10 @@ def initialize(model: nn.Module) -> None:
 
 
 def scaled(channels: int, width: float) -> int:
-    """``round(channels * width)``.
+    """The number of channels at this width: ``round(channels * width)``.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: the width is not positive, or leaves no channels.
     """
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"expected width > 0, got {width}")
@@ -89,7 +88,7 @@ def convolution(
     norm: bool = True,
     activation: type[nn.Module] | None = nn.ReLU,
 ) -> nn.Sequential:
-    """Convolution, BatchNorm, activation; ``padding=None`` keeps the size at stride 1 (odd kernels)."""
+    """Convolution, BatchNorm, activation; ``padding=None`` pads odd kernels so that stride 1 keeps the image size."""
     padding = kernel // 2 if padding is None else padding
     if kernel == 1 and not bias:
         parts = {"conv": pointwise(inputs, outputs, stride)}
@@ -103,10 +102,10 @@ def convolution(
 
 
 def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-    """1x1 convolution without bias; below 16 channels the stride is taken before it, with the same result.
+    """1x1 convolution without bias; with fewer than 16 channels a pool takes the stride first, with the same result.
 
-    On AVX-512 and channels_last torch 2.13 writes the weight gradient of a strided 1x1 convolution of fewer
-    than 16 channels out of bounds where the threads do not divide the batch: the process crashes.
+    This avoids a crash: on AVX-512 and in channels_last memory torch 2.13 writes the weight gradient of a
+    strided 1x1 convolution of fewer than 16 channels out of bounds, if the threads do not divide the batch.
     """
     if stride == 1 or inputs >= 16:
         return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -114,7 +113,7 @@ def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
 
 
 def classifier(sizes: list[int], *, dropout: float = 0.0) -> nn.Sequential:
-    """Flatten, then linear layers of these sizes with ReLU (and dropout) between."""
+    """Flatten, then linear layers of these sizes with ReLU and dropout between them."""
     parts = {"flatten": nn.Flatten()}
     for index, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         parts[f"linear{index}"] = nn.Linear(inputs, outputs)
@@ -130,10 +129,10 @@ def pooled_classifier(channels: int, spec: ImageSpec) -> nn.Sequential:
 
 
 def flat_features(features: nn.Module, spec: ImageSpec) -> int:
-    """How many numbers the features of one image of ``spec`` are; nothing is computed but shapes.
+    """The number of features of one image of ``spec``; only shapes are computed.
 
     Raises:
-        ValueError: the image is too small to pass all strides and pools; the smallest side is named.
+        ValueError: the image is too small for the strides and pools; the message says the smallest side that fits.
     """
     try:
         return _dry_run(features, *spec.shape)
@@ -144,6 +143,7 @@ def flat_features(features: nn.Module, spec: ImageSpec) -> int:
 
 @torch.no_grad()
 def _dry_run(features: nn.Module, *shape: int) -> int:
+    """The number of features of an image of this shape, on the meta device, where nothing is computed."""
     tensors = {name: t.to("meta") for name, t in chain(features.named_parameters(), features.named_buffers())}
     return functional_call(features, tensors, torch.empty(2, *shape, device="meta")).flatten(1).shape[1]
 

@@ -1,6 +1,7 @@
-"""Networks by name: the library's own, torchvision's, the user's. Pixels in [0, 1] go in, logits come out.
+"""Networks by name: the library's own, torchvision's, the user's. They take pixels in [0, 1] and return logits.
 
-Every network starts with `Normalize`. ``width`` multiplies all channel counts (1.0 is the paper's network).
+The docstrings of the library's own list their layers by output channels, with these abbreviations: conv3 is a 3x3
+convolution, MP2 a 2x2 max-pool, MP3s2 a 3x3 max-pool of stride 2, FC linear layers, K the number of classes.
 """
 
 import importlib
@@ -17,8 +18,6 @@ from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import alexnet, inception, mobilenet, resnet, small, vgg, wide_resnet
 from rqlib.models.blocks import Normalize, named
 from rqlib.models.weights import load_weights
-
-__all__ = ["MODELS", "Normalize", "build", "load_weights"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "AlexNet": alexnet.alexnet,
@@ -43,31 +42,42 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name -> constructor(spec, width)."""
 
 
-def build(name: str, spec: ImageSpec, *, width: float = 1.0, weights: str | Path | None = None, **options) -> nn.Module:
+def build(
+    name: str,
+    spec: ImageSpec,
+    *,
+    width: float = 1.0,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    **options,
+) -> nn.Module:
     """A network by name, for images of ``spec``: x (B, C, H, W) in [0, 1] -> logits (B, K).
 
-    ``name`` is one of `MODELS`; or ``torchvision:NAME``, any classification network of torchvision; or
-    ``package.module:function``, called as ``function(num_classes=K)``, which returns a network for
-    normalized images (the normalization of ``spec`` is put before it, as with torchvision's).
-    ``weights`` is a file with a state dict, of the network with or without its normalization.
-    ``options`` go to the constructor (say ``dropout=0.4``).
+    Args:
+        name: one of `MODELS`; or ``torchvision:NAME``, any classification network of torchvision; or
+            ``package.module:function``, called as ``function(num_classes=K)``, which returns a network for
+            normalized images. The normalization of ``spec`` is put before networks of the last two kinds.
+        width: multiplier of all channel counts; 1.0 is the published network.
+        weights: file with a state dict of the network, with or without its normalization; None: random weights.
+        seed: seeds all random numbers first, so that the random weights are the same each time; None does not.
+        options: of the constructor, for example ``dropout=0.4``.
 
     Raises:
         ValueError: unknown name; a width that leaves no channels; images too small; weights of another
-            network; a foreign network that does not return (B, K) logits, or with another width than 1.
+            network; a foreign network that does not return (B, K) logits, or a width other than 1 for it.
     """
-    make = _foreign if ":" in name else _own
-    model = make(name, spec, width, options)
+    if seed is not None:
+        runtime.seed_everything(seed)
+    if ":" in name:
+        model = _foreign(name, spec, width, options)
+    elif name in MODELS:
+        model = MODELS[name](spec, width, **options)
+    else:
+        hint = "; or torchvision:NAME, or package.module:function"
+        raise ValueError(vocabulary.did_you_mean("model", name, MODELS) + hint)
     if weights is not None:
         load_weights(model, weights)
     return model
-
-
-def _own(name: str, spec: ImageSpec, width: float, options: dict) -> nn.Module:
-    if name not in MODELS:
-        hint = "; or torchvision:NAME, or package.module:function"
-        raise ValueError(vocabulary.did_you_mean("model", name, MODELS) + hint)
-    return MODELS[name](spec, width, **options)
 
 
 def _foreign(name: str, spec: ImageSpec, width: float, options: dict) -> nn.Module:
@@ -84,7 +94,7 @@ def _foreign(name: str, spec: ImageSpec, width: float, options: dict) -> nn.Modu
 
 
 def _torchvision(name: str, **options) -> nn.Module:
-    """A classification network of torchvision without weights and without auxiliary outputs."""
+    """A classification network of torchvision with random weights and without auxiliary outputs."""
     catalog = torchvision_guard.torchvision().models
     known = catalog.list_models(module=catalog)
     if name not in known:
@@ -95,7 +105,7 @@ def _torchvision(name: str, **options) -> nn.Module:
 
 
 def _imported(module: str, function: str, **options) -> nn.Module:
-    """``module.function(**options)``, with errors that say what is missing."""
+    """Import the module and return ``module.function(**options)``; errors say what is missing."""
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -109,7 +119,7 @@ def _imported(module: str, function: str, **options) -> nn.Module:
 
 
 def _check_logits(name: str, model: nn.Module, spec: ImageSpec) -> None:
-    """Two black images must give (2, K) logits."""
+    """Raise unless the network returns (2, K) logits for two black images."""
     try:
         with runtime.evaluating(model), torch.no_grad():
             logits = model(torch.zeros(2, *spec.shape))

@@ -1,7 +1,6 @@
-"""Checkpoints: plain weights with the model's name and `ImageSpec`, rebuilt without executing anything.
+"""Checkpoints: plain weights with the model's name and `ImageSpec`. Loading one executes no code of the file.
 
-What can be loaded is what `models.build` makes: a network whose weights are parametrized or whose
-modules were exchanged is refused when it is saved, not when it is needed.
+It holds a network that `models.build` makes; a changed network is refused already when it is saved.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ _KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata
 
 
 def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
-    """Write the weights of a network that ``models.build`` makes, atomically. Options and errors as `content`."""
+    """Write the checkpoint of a network that ``models.build`` makes, atomically. Options and errors as `content`."""
     files.save_tensors(path, content(model, name, spec, **options))
     return Path(path)
 
@@ -37,12 +36,12 @@ def content(
     parameters: dict | None = None,
     **metadata,
 ) -> dict:
-    """What the checkpoint of a network that ``models.build(name, spec, width=width, **options)`` makes holds.
+    """What a checkpoint holds, for a network that ``models.build(name, spec, width=width, **options)`` makes.
 
     Args:
         classes: names of the classes, in the order of the logits.
-        parameters: of the run, plain values.
-        metadata: plain values to keep beside (say ``clean_accuracy=0.97``).
+        parameters: of the run that trained the network, as plain values.
+        metadata: more plain values to keep, for example ``clean_accuracy=0.97``.
 
     Raises:
         ValueError: weights are parametrized, or the network is no longer the plain one of that name.
@@ -64,18 +63,18 @@ def content(
 def load(
     path: str | Path, *, expected: str | None = None, remedy: str = "run notebooks/01_train.ipynb"
 ) -> tuple[nn.Module, dict]:
-    """The network of a checkpoint, in eval mode on the active device, and what else the file says.
+    """The network of a checkpoint, in eval mode on the active device, and a dict of what else the file says.
 
-    The second result holds model, spec (an `ImageSpec`), width, options, classes, parameters, metadata.
+    The dict holds model, spec (an `ImageSpec`), width, options, classes, parameters, metadata.
 
     Args:
-        expected: the model's name the caller counts on. A checkpoint of ``package.module:function``
-            is loaded only when it is expected by that name, for it imports the module.
-        remedy: what to do when there is no such file.
+        expected: the model's name, if the caller knows it. A checkpoint of ``package.module:function`` is
+            loaded only if it is expected by that name, because loading imports the module.
+        remedy: how to make the file, for the message if there is none.
 
     Raises:
-        FileNotFoundError: no such file; says how to make it.
-        ValueError: truncated, foreign, with code inside, or of another network. Nothing is executed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, foreign, holds code, or is of another network. Nothing is executed.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,7 +83,7 @@ def load(
 
 
 def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tuple[nn.Module, dict]:
-    """What `load` returns, from what the file holds; ``path`` is named in errors."""
+    """The result of `load`, from the content of the file; ``path`` is only named in errors."""
     _check_content(path, content, expected)
     try:
         model = _build(content)
@@ -113,19 +112,17 @@ def _check_content(path: Path, content: dict, expected: str | None) -> None:
 
 
 def _build(content: dict) -> nn.Module:
-    """A fresh network of the checkpoint's name; the stream of random numbers stays where it was."""
+    """A new network of the checkpoint's name; torch's random numbers go on as if it had not been made."""
     spec = ImageSpec(**content["spec"])
     with torch.random.fork_rng(devices=[]):
         return catalog.build(content["model"], spec, width=content["width"], **content["options"])
 
 
 def _check_plain(model: nn.Module, plain: nn.Module) -> None:
+    """Raise unless the model has the modules and tensors of the plain network."""
     wrapped = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
     if wrapped:
-        raise ValueError(
-            f"expected plain weights, found parametrized layers {', '.join(wrapped)}; "
-            "bake them first (parametrizations.bake)"
-        )
+        raise ValueError(f"expected plain weights, found parametrized layers {', '.join(wrapped)}; bake them first")
     found, wanted = _structure(model), _structure(plain)
     if found != wanted:
         changed = [f"{name}: {kind}" for name, kind in sorted(found ^ wanted)][:6]

@@ -37,7 +37,7 @@ class Inception(nn.Module):
 
 
 def inception_bn(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """Two plain conv3 64, nine Inception modules with MP3s2 before 4a and 5a, mean, 1x1 convolution to K."""
+    """Two conv3 64 without BatchNorm, nine Inception modules, MP3s2 before 4a and 5a, mean, 1x1 convolution to K."""
     channels = scaled(64, width)
     parts = {
         "conv1": convolution(spec.channels, channels, bias=True, norm=False),

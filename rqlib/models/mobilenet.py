@@ -10,7 +10,7 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 def mobilenet_v2(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """Stem 1x1 (padding 1) 32, seven stages, 1x1 1280, mean, FC K."""
+    """A 1x1 convolution (padding 1) to 32 channels, seven stages, a 1x1 convolution to 1280, mean, FC K."""
     inputs, last = scaled(32, width), scaled(1280, width)
     parts = {"stem": convolution(spec.channels, inputs, 1, padding=1, bias=True, activation=nn.ReLU6)}
     for index, (expansion, channels, repeats, stride) in enumerate(STAGES, start=1):
@@ -24,7 +24,7 @@ def mobilenet_v2(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
 
 
 def _bottleneck(inputs: int, outputs: int, expansion: int, stride: int) -> nn.Module:
-    """1x1 up, 3x3 depthwise, 1x1 down without activation; a shortcut where the shape stays."""
+    """1x1 to more channels, 3x3 depthwise, 1x1 to fewer without activation; a shortcut if the shape stays the same."""
     hidden = inputs * expansion
     body = nn.Sequential(
         convolution(inputs, hidden, 1, bias=True, activation=nn.ReLU6),

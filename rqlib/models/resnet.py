@@ -30,7 +30,7 @@ def bottleneck(inputs: int, channels: int, stride: int) -> tuple[nn.Module, int]
 def resnet(
     spec: ImageSpec, width: float = 1.0, *, depths: Sequence[int], block: Callable[[int, int, int], tuple] = basic
 ) -> nn.Sequential:
-    """conv3 64 without pool, four stages of ``depths`` blocks on 64, 128, 256, 512 channels, mean, FC K."""
+    """A 3x3 convolution to 64 channels, four stages of ``depths`` blocks on 64, 128, 256, 512, mean, FC K."""
     inputs = scaled(64, width)
     parts = {"stem": convolution(spec.channels, inputs)}
     for index, depth in enumerate(depths):
@@ -43,7 +43,7 @@ def resnet(
 
 
 def _residual(body: nn.Module, inputs: int, outputs: int, stride: int) -> Residual:
-    """The shortcut is the identity where the shape stays, else a strided 1x1 convolution with BatchNorm."""
+    """The shortcut is the identity if the shape stays the same, else a strided 1x1 convolution with BatchNorm."""
     same = stride == 1 and inputs == outputs
     shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride=stride, activation=None)
     return Residual(body, shortcut, nn.ReLU())

@@ -7,17 +7,17 @@ from rqlib.models.blocks import classifier, convolution, flat_features, network,
 
 
 def cnn_small(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """conv 16 and 32, both 4x4 stride 2; FC 100, K."""
+    """Convolutions to 16 and 32 channels, both 4x4 of stride 2; FC 100, K."""
     return _plain(spec, width, convolutions=((16, 4, 2), (32, 4, 2)), hidden=(100,))
 
 
 def cnn_large(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """conv 32 3x3, 32 4x4 stride 2, 64 3x3, 64 4x4 stride 2; FC 512, 512, K."""
+    """Convolutions to 32 (3x3), 32 (4x4, stride 2), 64 (3x3), 64 (4x4, stride 2) channels; FC 512, 512, K."""
     return _plain(spec, width, convolutions=((32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)), hidden=(512, 512))
 
 
 def lenet(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """conv5 20, MP2, conv5 50, MP2, without ReLU; FC 500, K (LeCun et al., Proc. IEEE 1998)."""
+    """5x5 convolutions to 20 and 50 channels, each with MP2, no ReLU; FC 500, K (LeCun et al., Proc. IEEE 1998)."""
     c1, c2, hidden = scaled(20, width), scaled(50, width), scaled(500, width)
     features = nn.Sequential(
         nn.Conv2d(spec.channels, c1, 5),
@@ -30,7 +30,7 @@ def lenet(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
 
 
 def small_cnn(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """conv5 6 (padding 2), BN, ReLU, mean 2x2; conv5 16, the same; FC 120, 84, K."""
+    """5x5 convolutions to 6 channels (padding 2) and 16, each with BatchNorm, ReLU and a 2x2 mean; FC 120, 84, K."""
     c1, c2, f1, f2 = (scaled(channels, width) for channels in (6, 16, 120, 84))
     features = nn.Sequential(
         convolution(spec.channels, c1, 5, bias=True),
@@ -43,7 +43,7 @@ def small_cnn(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
 
 
 def _plain(spec: ImageSpec, width: float, convolutions: tuple, hidden: tuple) -> nn.Sequential:
-    """Convolutions (channels, kernel, stride; padding 1) with ReLU, then linear layers."""
+    """Convolutions, each given as (channels, kernel, stride), with padding 1 and ReLU; then linear layers."""
     features, inputs = nn.Sequential(), spec.channels
     for channels, kernel, stride in convolutions:
         outputs = scaled(channels, width)

@@ -11,7 +11,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 def vgg(spec: ImageSpec, width: float = 1.0, *, depths: Sequence[int], dropout: float = 0.5) -> nn.Sequential:
-    """Five blocks of ``depths`` convolutions, MP2 after each; FC 4096, 4096, K."""
+    """Five blocks of ``depths`` convolutions with MP2 after each block; FC 4096, 4096, K."""
     features = _convolutions(spec, width, depths, bias=True)
     features.append(nn.MaxPool2d(2))
     hidden = scaled(4096, width)
@@ -20,7 +20,7 @@ def vgg(spec: ImageSpec, width: float = 1.0, *, depths: Sequence[int], dropout: 
 
 
 def hydra_vgg(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
-    """HYDRA's VGG-16 (arXiv 2002.10509): no pool after the fifth block but a mean onto 2x2; FC 256, 256, K."""
+    """HYDRA's VGG-16 (arXiv 2002.10509): after the fifth block a mean onto 2x2 instead of a pool; FC 256, 256, K."""
     features = _convolutions(spec, width, (2, 2, 3, 3, 3), bias=False)
     features.append(nn.AdaptiveAvgPool2d(2))
     hidden = scaled(256, width)
@@ -29,7 +29,7 @@ def hydra_vgg(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
 
 
 def _convolutions(spec: ImageSpec, width: float, depths: Sequence[int], bias: bool) -> nn.Sequential:
-    """The blocks, with MP2 between them."""
+    """The five blocks, with MP2 between them."""
     features, inputs = nn.Sequential(), spec.channels
     for block, (channels, depth) in enumerate(zip(CHANNELS, depths, strict=True)):
         if block:

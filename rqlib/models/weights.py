@@ -1,4 +1,4 @@
-"""Weights from a file into a network, with one clear error where they are not its own."""
+"""Load weights from a file into a network, with one clear error if they are not its own."""
 
 from pathlib import Path
 
@@ -14,14 +14,13 @@ AUXILIARY = ("network.aux1.", "network.aux2.", "network.AuxLogits.")
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict into the model, in place.
 
-    The file holds a state dict, or a dict with one under "state_dict" or "weights"; the prefixes of
-    DataParallel and torch.compile are dropped, and the auxiliary heads of GoogLeNet and Inception where
-    the model has none. The keys may be those of the bare network; then the model keeps its own
-    normalization.
+    The file holds a state dict, or a dict with one under "state_dict" or "weights". Prefixes of DataParallel and
+    torch.compile are dropped, and auxiliary heads that the model lacks. If the keys are those of a network without
+    normalization, the model keeps its own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a file of tensors, or the weights of another network.
+        ValueError: the file does not hold tensors, or it holds the weights of another network.
     """
     content = files.load_tensors(path)
     state = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
@@ -38,7 +37,7 @@ def _stripped(state: dict) -> dict:
 
 
 def _wrapped(state: dict, model: nn.Module) -> dict:
-    """The state with the keys of the model: behind its normalization, and ``network.`` where it is foreign."""
+    """The state with the keys of the model: its normalization is added, and ``network.`` put before foreign keys."""
     if any(str(key).startswith("normalize.") for key in state):
         return state
     own = {key: value for key, value in model.state_dict().items() if key.startswith("normalize.")}
@@ -72,7 +71,7 @@ def _listed(kind: str, keys: list, most: int = 3) -> str:
 
 
 def _shape_problem(shapes: dict[str, tuple], model: nn.Module) -> str:
-    """The first shape that differs; or the number of classes, if only the last layer differs."""
+    """A message about the first shape that differs, or about the number of classes if only the last layer differs."""
     if not shapes:
         return ""
     *_, (last, _) = layers.weighted_layers(model)

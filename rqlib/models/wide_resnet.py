@@ -7,7 +7,10 @@ from rqlib.models.blocks import named, network, pointwise, pooled_classifier, sc
 
 
 class PreActivation(nn.Module):
-    """BN, ReLU, conv3, BN, ReLU, (dropout,) conv3; plus x, or plus a 1x1 convolution of the first ReLU's output."""
+    """BatchNorm, ReLU, conv3, BatchNorm, ReLU, dropout, conv3, to which a shortcut is added.
+
+    The shortcut is x if the shape stays the same, else a 1x1 convolution of the first ReLU's output.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()
@@ -27,7 +30,7 @@ class PreActivation(nn.Module):
 
 
 def wide_resnet(spec: ImageSpec, width: float = 1.0, *, depth: int, factor: int, dropout: float = 0.0) -> nn.Sequential:
-    """conv3 16, three groups of (depth - 4) / 6 blocks on 16k, 32k, 64k channels (k = ``factor``), mean, FC K."""
+    """conv3 16, three groups of (depth - 4) / 6 blocks on 16, 32, 64 times ``factor`` channels, mean, FC K."""
     inputs = scaled(16, width)
     parts = {"stem": nn.Conv2d(spec.channels, inputs, 3, 1, 1, bias=False)}
     for index in range(3):

@@ -1,24 +1,25 @@
-"""Intervals around predictions, as wide as the errors on networks left out: conformal prediction."""
+"""Conformal prediction: intervals around predictions, as wide as the errors on networks left out."""
 
 import numpy
 from numpy import ndarray
 
 NEIGHBORS, FEWEST = 0.25, 30
-"""Share of the calibration rows that the interval of one prediction is read from, and the least number."""
+"""The interval of a prediction is read from this share of the calibration rows, and from no fewer than this number."""
 
 
 def interval(values: ndarray, predicted: ndarray, residual: ndarray, *, level: float = 0.9) -> tuple[ndarray, ndarray]:
-    """Lower and upper ends (N,) around ``values`` that held ``level`` of comparable rows left out.
+    """Lower and upper ends (N,) of intervals that would have held the share ``level`` of comparable rows left out.
 
-    value -+ the ceil((n + 1) level)-th smallest |residual| of the n calibration rows with the nearest
-    predictions (infinite where n is too small for the level; NaN without calibration rows that have a prediction).
-    Calibration rows are predicted by curves fitted without their own group (cross-conformal, Vovk 2015,
-    arXiv 1208.0806). Rows of one network err together, so with few networks this is no guarantee
-    (that takes at least level / (1 - level) of them: Dunn et al., arXiv 1809.07441): measure the coverage.
+    Predictions are given as ``values`` (N,), those of the M calibration rows as ``predicted`` (M,), and their errors,
+    truth - prediction, as ``residual`` (M,).
 
-    Args:
-        values: (N,) predictions that want an interval.
-        predicted, residual: (M,) calibration rows: prediction, and truth - prediction.
+    The interval of a value reaches as far as the ceil((n + 1) level)-th smallest |residual| of the n calibration rows
+    whose predictions are nearest to the value. It is infinite where n is too small for the level, and NaN where no
+    calibration row has a prediction. Calibration rows are to be predicted by curves fitted without their own group
+    (cross-conformal: Vovk 2015, arXiv 1208.0806).
+
+    Rows of one network err together. A guarantee would take at least level / (1 - level) networks (Dunn et al.,
+    arXiv 1809.07441); with fewer, measure their coverage (`fits.coverage`).
     """
     known = numpy.isfinite(predicted)
     predicted, residual = predicted[known], residual[known]
@@ -35,10 +36,3 @@ def _rank(errors: ndarray, level: float) -> float:
     """The ceil((n + 1) level)-th smallest of n errors."""
     rank = int(numpy.ceil((len(errors) + 1) * level))
     return float(numpy.partition(errors, rank - 1)[rank - 1]) if rank <= len(errors) else numpy.inf
-
-
-def coverage(truth: ndarray, lower: ndarray, upper: ndarray) -> float:
-    """Share of rows whose interval holds the truth; NaN where there are no intervals."""
-    known = numpy.isfinite(truth) & ~numpy.isnan(lower)
-    inside = (truth >= lower) & (truth <= upper)
-    return float(numpy.mean(inside[known])) if known.any() else numpy.nan

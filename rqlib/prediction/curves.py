@@ -1,13 +1,13 @@
-"""Nondecreasing curves from a predictor to a loss: one function a family, monotone by construction.
+"""Curves from a predictor to a loss that cannot fall: one function for each family.
 
-Rational, logistic and polynomial curves share one idea. Take basis functions 1 = B_0(x), B_1(x), ...,
-B_n(x), each nondecreasing and within [0, 1]; then
+Rational, logistic and polynomial curves share one idea. Take basis functions 1 = B_0(x), B_1(x), ..., B_n(x), each
+nondecreasing and within [0, 1]. Then
 
     curve(x) = lowest + (highest - lowest) sum_k c_k B_k(x),   c_k >= 0,   sum_k c_k <= 1
 
-is nondecreasing and stays between the lowest and the highest loss seen, whatever the coefficients.
-They are a least-squares problem with one solution (nonnegative least squares); what moves the basis
-itself (at most four numbers) is found by quasi-Newton steps from two fixed starts. Nothing is random.
+is nondecreasing and stays between the lowest and the highest loss seen, whatever the coefficients are. The coefficients
+solve a nonnegative least-squares problem, which has one solution. The position of the basis (at most four numbers) is
+found by quasi-Newton steps from two fixed starts. Nothing is random.
 """
 
 import math
@@ -26,13 +26,21 @@ from threadpoolctl import ThreadpoolController
 
 TINY = 1e-300
 LOG_ZERO = math.log(TINY)
-ONE_THREAD = ThreadpoolController().wrap(limits=1)  # with so few rows more threads only wait for each other
-SUM_WEIGHT = 1e3  # weight of the row that keeps the coefficients' sum at 1
+ONE_THREAD = ThreadpoolController().wrap(limits=1)
+"""Decorator that lets a function use one thread: with so few rows more threads only wait for each other."""
+SUM_WEIGHT = 1e3
+"""Weight of the row that keeps the sum of the coefficients at 1."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A fitted curve: ``predict`` takes features (N, D) to losses (N,); its numbers; its equation as text."""
+    """A fitted curve.
+
+    Attributes:
+        predict: features (N, D) -> losses (N,).
+        parameters: its numbers, by name.
+        equation: as text, ``loss = ...``.
+    """
 
     predict: Callable[[ndarray], ndarray]
     parameters: dict[str, float]
@@ -40,18 +48,18 @@ class Curve:
 
 
 def mean(x: ndarray, y: ndarray) -> Curve:
-    """The mean loss, whatever x: the baseline that R2 = 0 belongs to."""
+    """The mean loss, whatever x is: the baseline, whose R2 is 0 in sample."""
     level = float(y.mean())
     return Curve(lambda x: numpy.full(len(x), level), {"mean": level}, f"loss = {level:.4g}")
 
 
 def identity(x: ndarray, y: ndarray) -> Curve:
-    """The feature itself: for a loss measured on generated images, which needs no other network."""
+    """The feature itself, which needs no other network: for losses measured on generated images."""
     return Curve(lambda x: x[:, 0].astype(float), {"slope": 1.0}, "loss = x")
 
 
 def lookup(x: ndarray, y: ndarray) -> Curve:
-    """The mean loss of the rows with the same name (x: one column of names); the mean of all for a new name."""
+    """The mean loss of the rows with the same name, or of all rows for a new name; x is one column of names."""
     names = numpy.asarray(x[:, 0], dtype=str)
     known = {name: float(y[names == name].mean()) for name in dict.fromkeys(names)}
     rest = float(y.mean())
@@ -63,9 +71,10 @@ def lookup(x: ndarray, y: ndarray) -> Curve:
 
 
 def isotonic(x: ndarray, y: ndarray) -> Curve:
-    """The nondecreasing function nearest to the rows: no nondecreasing curve in one feature has a higher R2.
+    """The nondecreasing function that is nearest to the rows.
 
-    Flat outside the range seen, linear between levels (pool adjacent violators, scikit-learn).
+    No nondecreasing curve in one feature has a higher R2. The function is linear between levels and flat outside the
+    range seen (pool adjacent violators, scikit-learn).
     """
     model = IsotonicRegression(out_of_bounds="clip").fit(_only(x), y)
     levels = len(numpy.unique(model.y_thresholds_))
@@ -77,9 +86,9 @@ def rational(x: ndarray, y: ndarray, *, degree: int) -> Curve:
 
         loss = sum_k r_k q_k u^k / sum_k q_k u^k,   q_k > 0,   r_0 <= r_1 <= ... <= r_n
 
-    The weights q_k u^k / sum move to higher k as u grows (monotone likelihood ratio), so their mean of
-    the nondecreasing r_k cannot fall. u = x, shifted to start at 0 where x has negative values.
-    q_k = prod_{j <= k} 1 / b_j; the b_j are where neighboring weights are equal.
+    As u grows, the weights q_k u^k / sum_j q_j u^j move to higher k (monotone likelihood ratio), so the weighted mean
+    of the nondecreasing r_k cannot fall. u = x, shifted to start at 0 if x has negative values.
+    q_k = prod_{j <= k} 1 / b_j, where b_j is the u at which the weights j - 1 and j are equal.
     """
     shift = min(0.0, float(x.min()))
     log_u = _log_shifted(x, shift)
@@ -108,10 +117,11 @@ def rational(x: ndarray, y: ndarray, *, degree: int) -> Curve:
 
 
 def logistic(x: ndarray, y: ndarray) -> Curve:
-    """An S-curve in log x, from a floor to a plateau: the loss of a network that only guesses.
+    """An S-curve in log x from a floor to a plateau, which is the loss of a network that only guesses.
 
-    loss = floor + (plateau - floor) / (1 + (midpoint / u)^slope), u as in `rational`; the plateau is at
-    most the highest loss seen.
+        loss = floor + (plateau - floor) / (1 + (midpoint / u)^slope)
+
+    u is that of `rational`. The plateau is at most the highest loss seen.
     """
     shift = min(0.0, float(x.min()))
     log_u = _log_shifted(x, shift)
@@ -137,10 +147,10 @@ def logistic(x: ndarray, y: ndarray) -> Curve:
 
 
 def polynomial(x: ndarray, y: ndarray, *, degree: int = 4) -> Curve:
-    """A polynomial, nondecreasing on the range seen and flat outside it.
+    """A polynomial that is nondecreasing on the range seen and flat outside it.
 
-    Bernstein's basis of t = (x - low) / (high - low) with nondecreasing coefficients r_k, which suffices for
-    the polynomial (not every nondecreasing polynomial has them).
+    It has nondecreasing coefficients r_k in Bernstein's basis of t = (x - low) / (high - low). They make any polynomial
+    nondecreasing, though not every nondecreasing polynomial has them.
     """
     low, high = float(x.min()), float(x.max())
 
@@ -152,15 +162,12 @@ def polynomial(x: ndarray, y: ndarray, *, degree: int = 4) -> Curve:
     r = numpy.cumsum(levels)
     power = PPoly.from_bernstein_basis(BPoly(r[:, None], [0, 1])).c[::-1, 0]
     text = f"loss = {_polynomial(power, 't')}, t = (x - {low:.4g}) / {high - low:.4g} within [0, 1]"
-    return Curve(
-        lambda x: basis(x) @ levels,
-        {f"r{k}": float(v) for k, v in enumerate(r)} | {"low": low, "high": high},
-        text,
-    )
+    numbers = {f"r{k}": float(v) for k, v in enumerate(r)} | {"low": low, "high": high}
+    return Curve(lambda x: basis(x) @ levels, numbers, text)
 
 
 def boosting(x: ndarray, y: ndarray) -> Curve:
-    """Gradient-boosted trees, nondecreasing in every feature (scikit-learn, ``monotonic_cst``)."""
+    """Gradient-boosted trees that are nondecreasing in every feature (scikit-learn, ``monotonic_cst``)."""
     trees = HistGradientBoostingRegressor(
         max_iter=50, max_leaf_nodes=8, min_samples_leaf=10, monotonic_cst=[1] * x.shape[1], early_stopping=False
     )
@@ -170,7 +177,7 @@ def boosting(x: ndarray, y: ndarray) -> Curve:
 
 
 def blend(x: ndarray, y: ndarray) -> Curve:
-    """The mean of a rational 3/3 of the first feature and of boosting on all: smooth, and corrected by the rest."""
+    """The mean of a rational 3/3 of the first feature, which is smooth, and of boosting on all features."""
     smooth, trees = rational(x[:, :1], y, degree=3), boosting(x, y)
     return Curve(
         lambda x: (smooth.predict(x[:, :1]) + trees.predict(x)) / 2,
@@ -185,12 +192,12 @@ def _only(x: ndarray) -> ndarray:
 
 
 def _log_shifted(x: ndarray, shift: float) -> ndarray:
-    """log u of the one feature, u = max(x - shift, 0); `LOG_ZERO` for u = 0."""
+    """log u of the only feature, u = max(x - shift, 0); `LOG_ZERO` for u = 0."""
     return numpy.log(numpy.maximum(_only(x) - shift, TINY))
 
 
 def _landmarks(log_u: ndarray, y: ndarray) -> tuple[float, float, float]:
-    """log u of the smallest positive row, of half the rise, and of the largest row."""
+    """log u of the smallest positive row, of the row at half the rise of y, and of the largest row."""
     positive = log_u > LOG_ZERO
     if not positive.any():
         return 0.0, 0.0, 0.0  # every row lies at 0, where the curve is level wherever it bends
@@ -201,11 +208,9 @@ def _landmarks(log_u: ndarray, y: ndarray) -> tuple[float, float, float]:
 
 @ONE_THREAD
 def _search(basis: Callable, slopes: Callable, y: ndarray, starts: list[ndarray], bounds: list) -> ndarray:
-    """The position of the basis with the least squared error, its coefficients solved inside (variable projection).
-
-    With the best coefficients c the error's derivative is that at fixed c (envelope theorem):
-    ``slopes(position, columns, c)`` (N, positions) is the derivative of ``columns @ c``.
-    """
+    """The position of the basis (position -> columns) with the least squared error (variable projection)."""
+    # The best coefficients c are solved for at every position. The error's derivative by the position is then that at
+    # fixed c (envelope theorem): slopes (position, columns, c) -> derivative (N, positions) of columns @ c.
     scale = max(float(numpy.sum((y - y.mean()) ** 2)), TINY)
 
     def error(position: ndarray) -> tuple[float, ndarray]:
@@ -219,7 +224,7 @@ def _search(basis: Callable, slopes: Callable, y: ndarray, starts: list[ndarray]
 
 
 def _levels(basis: ndarray, y: ndarray) -> ndarray:
-    """Coefficients (n + 1,) of basis columns (N, n + 1), the first constant: lowest y <= sums <= highest y."""
+    """Least squares for coefficients (n + 1,) >= 0 of basis columns (N, n + 1) that keep the curve within the y."""
     lowest, span = y.min(), max(float(numpy.ptp(y)), TINY)
     rows = numpy.column_stack([basis, numpy.zeros(len(y))])  # the last column takes what is left of the sum
     rows = numpy.vstack([rows, numpy.full(rows.shape[1], SUM_WEIGHT)])

@@ -1,26 +1,21 @@
-"""The table of predictors: one row a network and format, fractions throughout, checked.
+"""The table of predictors: one row per network and format, all figures as fractions.
 
-Rows come from runs of `02_quantize` or from CSV files in the published form. Of every similarity the
-table has a second column, divided by the network's own figure at INT_4, which makes networks
-comparable; and the accuracy lost on generated images (pseudo-data) where it was measured.
+Rows come from runs of `02_quantize` or `04_generator`, or from CSV files (`prediction.published`). The table gives
+every similarity a second column, divided by the network's own figure at INT_4, which makes networks comparable. Where
+the accuracy lost on generated images (pseudo-data) was measured, it is a predictor too.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import pandas
 from pandas import DataFrame, Series
 
-from rqlib.core.vocabulary import did_you_mean
+from rqlib.prediction import published
+from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, PSEUDO
 
 TARGET = "accuracy_loss"
-PSEUDO = "pseudo_accuracy_loss"
 NORMALIZED = "_normalized"
 PREFIXES = ("js_", "relative_error")
-PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
-"""Published name -> ours: legacy similarities whose weights are percent shares, so 100 times ours."""
-GENERATORS = {"boundary": f"{PSEUDO}_boundary", "trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
-NETWORK = ("dataset", "model", "width", "seed")
+FRACTIONS = ("accuracy", "float_accuracy", TARGET, PSEUDO)
 LABELS = {
     TARGET: "accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
@@ -52,50 +47,38 @@ def short(feature: str) -> str:
     )
 
 
-def read_csv(path: str | Path, columns: Sequence[str] = ("model", "format", "accuracy")) -> DataFrame:
-    """A CSV file with at least these columns.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: columns are missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a table (CSV) at {path}, found no file")
-    frame = pandas.read_csv(path)
-    _require(frame, columns, str(path))
-    return frame
-
-
 def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
-    """Rows with every predictor that can be had from them.
+    """Quantized networks with every predictor that their rows allow.
 
-    Published names become ours (js_flops -> js_legacy_macs / 100, fp32_accuracy -> float_accuracy);
-    accuracy_loss = (float_accuracy - accuracy) / float_accuracy where it is not there (rows without
-    accuracies, of a network to be predicted, have none); rows FP32 (the float network itself) are left out;
-    each similarity also divided by the network's own at INT_4 (`*_normalized`); the loss on pseudo-data joined
-    from ``pseudo`` (see `pseudo_losses`) on the columns they share.
+    Published names become ours (`published.renamed`). Rows FP32, of the float network itself, are left out. These
+    columns are added unless the rows have them:
+
+    - accuracy_loss = (float_accuracy - accuracy) / float_accuracy, where the rows know both accuracies (those of a
+      network that is to be predicted do not);
+    - ``*_normalized``: each similarity divided by the network's own at INT_4;
+    - the losses on generated images, where ``pseudo`` is given.
+
+    Args:
+        rows: one row per network and format, with the columns model and format at least.
+        pseudo: accuracies on generated images (`published.losses`), joined on the columns that both tables have.
 
     Raises:
-        ValueError: columns are missing, accuracies are percent, or a network has a format twice.
+        ValueError: columns are missing, accuracies are in percent, or a network has a format twice.
     """
-    _require(rows, ("model", "format"), "the table")
-    rows = rows[rows.format != "FP32"]
-    frame = rows.rename(columns={"fp32_accuracy": "float_accuracy"} | PERCENT).reset_index(drop=True)
-    for name in set(PERCENT) & set(rows):
-        frame[PERCENT[name]] /= 100
+    published.require(rows, ("model", "format"), "the table")
+    frame = published.renamed(rows[rows.format != FLOAT])
     if TARGET not in frame and {"accuracy", "float_accuracy"} <= set(frame):
         frame[TARGET] = (frame.float_accuracy - frame.accuracy) / frame.float_accuracy
-    _check_fractions(frame)
+    published.check_fractions(frame, FRACTIONS)
     _check_unique(frame)
     for name in similarities(frame):
         if name.endswith(("_params", "_macs")) and name + NORMALIZED not in frame:
             frame[name + NORMALIZED] = frame[name] / _at_int4(frame, name)
-    return frame if pseudo is None else _join(frame, pseudo)
+    return frame if pseudo is None else _join(frame, published.losses(pseudo))
 
 
 def similarities(frame: DataFrame) -> list[str]:
-    """Columns with a similarity of the weights, as measured: not yet divided by the figure of INT_4."""
+    """Columns with a similarity of the weights as it was measured, not divided by the figure of INT_4."""
     return [name for name in frame if name.startswith(PREFIXES) and not name.endswith(NORMALIZED)]
 
 
@@ -106,40 +89,13 @@ def names(frame: DataFrame) -> list[str]:
     return [*lost, *(name + NORMALIZED for name in raw if name + NORMALIZED in frame), *raw]
 
 
-def pseudo_losses(rows: DataFrame) -> DataFrame:
-    """Loss on generated images, one row a network and format, one column a generator.
-
-    loss = (a_FP32 - a) / a_FP32 of the column pseudo_clean; generator "trained" gives
-    pseudo_accuracy_loss, "adjusted" pseudo_accuracy_loss_adjusted.
-
-    Raises:
-        ValueError: columns are missing, accuracies are percent, or a network has no row FP32.
-    """
-    _require(rows, ("model", "generator", "format", "pseudo_clean"), "the table of pseudo-data")
-    _check_fractions(rows, ["pseudo_clean"])
-    keys = [name for name in NETWORK if name in rows]
-    wide = rows.pivot_table(index=[*keys, "format"], columns="generator", values="pseudo_clean").reset_index()
-    unknown = set(wide) - {*keys, "format", *GENERATORS}
-    if unknown:
-        raise ValueError(did_you_mean("generator", str(min(unknown)), GENERATORS))
-    full = wide[wide.format == "FP32"].set_index(keys)
-    for name in set(GENERATORS) & set(wide):
-        reference = _looked_up(wide, keys, full[name])
-        if reference.isna().any():
-            raise ValueError(
-                f"expected a row FP32 of every network, got none for {wide[reference.isna()].model.iloc[0]}"
-            )
-        wide[name] = 1 - wide[name] / reference
-    return wide[wide.format != "FP32"].rename(columns=GENERATORS).rename_axis(columns=None).reset_index(drop=True)
-
-
 def complete(frame: DataFrame, columns: Sequence[str]) -> DataFrame:
     """The rows that have a value in all of the columns; prints how many were dropped, and for which column.
 
     Raises:
         ValueError: a column is missing, or no row is left.
     """
-    _require(frame, columns, "the table")
+    published.require(frame, columns, "the table")
     whole = frame.dropna(subset=list(columns))
     if len(whole) < len(frame):
         print(f"dropped {len(frame) - len(whole)} of {len(frame)} rows without a value ({missing(frame, columns)})")
@@ -149,23 +105,9 @@ def complete(frame: DataFrame, columns: Sequence[str]) -> DataFrame:
 
 
 def missing(frame: DataFrame, columns: Iterable[str]) -> str:
-    """How many rows have no value, column by column: ``"js_macs 3, pseudo_accuracy_loss 14"``; empty where none."""
+    """How many rows lack a value, column by column: ``"js_macs 3, pseudo_accuracy_loss 14"``; empty if none does."""
     counts = frame[list(dict.fromkeys(columns))].isna().sum()
     return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-
-
-def _require(frame: DataFrame, columns: Sequence[str], where: str) -> None:
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        hint = did_you_mean("column", missing[0], map(str, frame.columns))
-        raise ValueError(f"{where}: expected columns {', '.join(columns)}, got none named {', '.join(missing)}; {hint}")
-
-
-def _check_fractions(frame: DataFrame, columns: Sequence[str] = ("accuracy", "float_accuracy", TARGET, PSEUDO)) -> None:
-    for name in set(columns) & set(frame):
-        largest = frame[name].max()
-        if largest > 1:
-            raise ValueError(f"expected {name} as a fraction in [0, 1], got {largest:.6g}; divide the column by 100")
 
 
 def _check_unique(frame: DataFrame) -> None:
@@ -173,32 +115,26 @@ def _check_unique(frame: DataFrame) -> None:
     twice = frame[frame.duplicated(keys)]
     if len(twice):
         first = ", ".join(f"{name} {twice[name].iloc[0]}" for name in keys)
-        raise ValueError(f"expected one row a network and format, got {len(twice)} more than once (first: {first})")
+        raise ValueError(f"expected one row per network and format, got {len(twice)} more than once (first: {first})")
 
 
 def _identity(frame: DataFrame) -> list[str]:
-    """What tells networks apart: the run of 02_quantize they come from, else their names."""
+    """Columns that tell networks apart: the run that they come from if the table says so, else their names."""
     return ["run"] if "run" in frame else [name for name in NETWORK if name in frame]
 
 
 def _at_int4(frame: DataFrame, name: str) -> Series:
-    """Each row's network's own figure at INT_4; no value where there is none, or where it is 0."""
+    """For each row its network's own figure at INT_4; NaN where there is none, or where it is 0."""
     keys = _identity(frame)
     own = frame[frame.format == "INT_4"].set_index(keys)[name]
-    return _looked_up(frame, keys, own[own > 0])
+    return published.looked_up(frame, keys, own[own > 0])
 
 
-def _looked_up(frame: DataFrame, keys: list[str], values: Series) -> Series:
-    """The value of each row's keys, no value where there is none."""
-    found = frame[keys].merge(values.rename("value").reset_index(), how="left", on=keys)["value"]
-    return found.set_axis(frame.index)
-
-
-def _join(frame: DataFrame, pseudo: DataFrame) -> DataFrame:
-    """Rows with their loss on pseudo-data; prints how many have none."""
-    keys = [name for name in (*NETWORK, "format") if name in frame and name in pseudo]
-    added = [name for name in GENERATORS.values() if name in pseudo]
-    joined = frame.drop(columns=added, errors="ignore").merge(pseudo[keys + added], how="left", on=keys, validate="m:1")
+def _join(frame: DataFrame, lost: DataFrame) -> DataFrame:
+    """Rows with their losses on pseudo-data; prints for how many they were measured."""
+    keys = [name for name in (*NETWORK, "format") if name in frame and name in lost]
+    added = [name for name in GENERATORS.values() if name in lost]
+    joined = frame.drop(columns=added, errors="ignore").merge(lost[keys + added], how="left", on=keys, validate="m:1")
     for name in added:
         print(f"{name}: measured for {joined[name].notna().sum()} of {len(joined)} rows")
     return joined

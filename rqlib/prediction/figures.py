@@ -1,7 +1,7 @@
-"""Figures of prediction: curves through losses, what is left out of sample, and a network's forecast."""
+"""Figures of prediction: curves through losses, predictors judged on networks left out, a network's forecast."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy
 import plotly.graph_objects as go
@@ -10,30 +10,30 @@ from plotly.subplots import make_subplots
 
 from rqlib.core import plots
 from rqlib.models import MODELS
-from rqlib.prediction import conformal, features
+from rqlib.prediction import features, fits
 from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import Fit, HeldOut
 
 BASELINES = ("mean loss", "format name only")
 GREY, DARK = "#999999", "#222222"
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-POINTS = 300  # of a drawn curve
+ABOVE = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
+"""The place of a legend: above the figure."""
+POINTS = 300
+"""Number of points of a drawn curve."""
 
 
 def model_curves(
-    frame: DataFrame, feature: str, models: dict[str, Fit], *, group: str = "model", title: str = ""
+    frame: DataFrame, feature: str, models: Mapping[str, Fit], *, group: str = "model", title: str = ""
 ) -> go.Figure:
-    """Loss against one feature, a panel a network: rows by kind of format, the network's own curve, its R2."""
+    """Loss against one feature, one panel per network: its rows by kind of format, its own curve and R2.
+
+    ``frame`` is a table from `prediction.table`, ``models`` a column of `fits.fit_each`: network -> its fit.
+    """
     rows = math.ceil(len(models) / 3)
     titles = [f"{model}: R<sup>2</sup> = {fit.r2:.3f}" for model, fit in models.items()]
-    figure = make_subplots(
-        rows,
-        min(3, len(models)),
-        subplot_titles=titles,
-        shared_xaxes="all",
-        shared_yaxes="all",
-        vertical_spacing=0.2 / rows,
-    )
+    shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
+    figure = make_subplots(rows, min(3, len(models)), subplot_titles=titles, vertical_spacing=0.2 / rows, **shared)
     frame = frame.dropna(subset=[feature])
     for index, (model, fit) in enumerate(models.items()):
         place = {"row": index // 3 + 1, "col": index % 3 + 1}
@@ -50,7 +50,7 @@ def model_curves(
 
 
 def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "model", title: str = "") -> go.Figure:
-    """Loss of all networks against one feature, the one curve through them, and its 90% interval."""
+    """Loss of all networks against one feature, the curve through all of them, and its 90% interval."""
     (feature,) = fit.features
     frame = frame.dropna(subset=[feature])
     band = _band(frame[feature], fit)
@@ -70,7 +70,7 @@ def message(text: str) -> go.Figure:
 
 
 def board_bars(board: DataFrame, *, title: str = "Predictors, judged on networks left out") -> go.Figure:
-    """R2 of every predictor (`prediction.leaderboard`) on networks left out with its 95% interval, and in sample."""
+    """R2 of every predictor of a `leaderboard`, in sample and on networks left out, there with its 95% interval."""
     knows_nothing = board.predictor.isin(BASELINES)
     in_sample = go.Scatter(
         x=board.in_sample_r2, y=board.predictor, mode="markers", name="in sample",
@@ -85,9 +85,7 @@ def board_bars(board: DataFrame, *, title: str = "Predictors, judged on networks
     figure.update_yaxes(categoryorder="array", categoryarray=list(board.predictor[::-1]))
     figure.update_xaxes(title="R<sup>2</sup> (share of the variance of the loss explained)", range=[-0.3, 1.02])
     figure.update_yaxes(tickfont_size=12)
-    return figure.update_layout(
-        title=title, height=150 + 24 * len(board), legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"}
-    )
+    return figure.update_layout(title=title, height=150 + 24 * len(board), legend=ABOVE)
 
 
 def _bars(board: DataFrame, name: str, color: str) -> go.Bar:
@@ -100,7 +98,7 @@ def _bars(board: DataFrame, name: str, color: str) -> go.Bar:
 
 
 def measured_against_predicted(table: DataFrame, *, group: str = "model", title: str = "") -> go.Figure:
-    """Loss measured against loss predicted without the network (`fits.leave_one_group_out`); bars are the intervals."""
+    """Measured loss against the loss predicted without the network (`HeldOut.table`); bars are the intervals."""
     figure = go.Figure(_line([0, 1], [0, 1], "exact"))
     for name, some in table.groupby(group, sort=False):
         dots = _dots(some, "predicted", None, **_mark(name)).update(name=str(name))
@@ -112,7 +110,7 @@ def measured_against_predicted(table: DataFrame, *, group: str = "model", title:
 
 
 def residuals(table: DataFrame, *, title: str = "What is left, by kind of format") -> go.Figure:
-    """Measured minus predicted loss (`fits.leave_one_group_out`) by kind and bits, every row a dot."""
+    """Measured minus predicted loss by kind and bits of the format; every row of a `HeldOut.table` is a dot."""
     figure = go.Figure()
     for kind, some in table.groupby("kind", sort=False):
         figure.add_trace(
@@ -129,11 +127,14 @@ def residuals(table: DataFrame, *, title: str = "What is left, by kind of format
 
 
 def coverage(trial: HeldOut, *, level: float = 0.9, title: str = "Are the intervals honest?") -> go.Figure:
-    """Share of rows left out whose interval holds the truth: against the level asked for, and network by network."""
-    measured = [_coverage(trial.table(nominal)) for nominal in LEVELS]
+    """Share of rows left out whose interval holds the truth.
+
+    Left: for all networks, against the level asked for. Right: network by network, at one level.
+    """
+    measured = [fits.coverage(trial.table(nominal)) for nominal in LEVELS]
     table = trial.table(level)
-    each = table.groupby(trial.group, sort=False).apply(_coverage)
-    names = [f"all networks, {level:.0%} intervals hold {_coverage(table):.1%}", "network by network"]
+    each = table.groupby(trial.group, sort=False).apply(fits.coverage)
+    names = [f"all networks, {level:.0%} intervals hold {fits.coverage(table):.1%}", "network by network"]
     figure = make_subplots(1, 2, column_widths=[0.45, 0.55], subplot_titles=names, horizontal_spacing=0.12)
     figure.add_trace(_line([0.45, 1], [0.45, 1], "exact"), row=1, col=1)
     line = go.Scatter(x=LEVELS, y=measured, mode="lines+markers", line_color=plots.PALETTE[0], name="measured")
@@ -150,11 +151,9 @@ def coverage(trial: HeldOut, *, level: float = 0.9, title: str = "Are the interv
 
 
 def forecast(frame: DataFrame, tolerated_loss: float, *, title: str = "Predicted loss of every format") -> go.Figure:
-    """A network's predicted loss and interval, format by format, the smallest first; measured losses where known.
+    """A network's predicted loss and interval, format by format, the smallest first; also the measured loss if known.
 
-    Args:
-        frame: from `forecasting.predict`.
-        tolerated_loss: drawn as a line, a fraction.
+    ``frame`` is from `forecasting.predict`; the tolerated loss, a fraction, is drawn as a line.
     """
     within = frame.upper <= tolerated_loss
     figure = go.Figure([
@@ -165,14 +164,12 @@ def forecast(frame: DataFrame, tolerated_loss: float, *, title: str = "Predicted
         style = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": plots.PALETTE[1]}}
         truth = {"mode": "markers", "name": "measured", "marker": style}
         figure.add_trace(go.Scatter(x=frame.format, y=frame[TARGET], **truth, hovertemplate="%{y:.3f}<extra></extra>"))
-    figure.add_hline(
-        tolerated_loss, line={"color": DARK, "dash": "dot"}, annotation_text=f"tolerated: {tolerated_loss:.1%}"
-    )
+    limit = f"tolerated: {tolerated_loss:.1%}"
+    figure.add_hline(tolerated_loss, line={"color": DARK, "dash": "dot"}, annotation_text=limit)
     order = {"type": "category", "categoryorder": "array", "categoryarray": list(frame.format)}
     figure.update_xaxes(title="format, smallest first", tickangle=-60, tickfont_size=11, **order)
     figure.update_yaxes(title=features.label(TARGET))
-    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
-    return figure.update_layout(title=title, height=540, margin_t=90, legend=legend)
+    return figure.update_layout(title=title, height=540, margin_t=90, legend=ABOVE)
 
 
 def _forecast(rows: DataFrame, name: str, color: str) -> go.Scatter:
@@ -184,10 +181,6 @@ def _forecast(rows: DataFrame, name: str, color: str) -> go.Scatter:
     )  # fmt: skip
 
 
-def _coverage(table: DataFrame) -> float:
-    return conformal.coverage(*(table[name].to_numpy() for name in (TARGET, "lower", "upper")))
-
-
 def _mark(name: object) -> dict[str, str]:
     """Color and symbol of a network: networks that share a color differ in the symbol."""
     return {
@@ -197,7 +190,7 @@ def _mark(name: object) -> dict[str, str]:
 
 
 def _dots(rows: DataFrame, feature: str, axis: Series | None, *, size: int = 7, **marker) -> go.Scatter:
-    """Rows as dots, each with its identity; what the log axis of all values cannot show lies at its left end."""
+    """Rows as dots that say which row they are; ``axis`` holds all values of the axis, for `_shown`."""
     return go.Scatter(
         x=rows[feature] if axis is None else _shown(rows[feature], axis), y=rows[TARGET], mode="markers",
         marker={"size": size, "opacity": 0.75, **marker},
@@ -207,12 +200,13 @@ def _dots(rows: DataFrame, feature: str, axis: Series | None, *, size: int = 7, 
 
 
 def _is_log(values: Series) -> bool:
-    """Whether an axis had better be logarithmic: no negative value, and over three powers of ten."""
+    """Whether an axis had better be logarithmic: no value is negative, and they span over three powers of ten."""
     positive = values[values > 0]
     return bool((values >= 0).all() and len(positive) and positive.max() > 1000 * positive.min())
 
 
 def _shown(values: Series, axis: Series) -> Series:
+    """The values; those that a logarithmic axis cannot show lie at its left end."""
     return values.clip(lower=axis[axis > 0].min()) if _is_log(axis) else values
 
 
@@ -231,10 +225,8 @@ def _band(values: Series, fit: Fit) -> list[go.Scatter]:
     ends = fit.predict(x)
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
     upper = go.Scatter(x=x, y=ends.upper, showlegend=False, **edge)
-    lower = go.Scatter(
-        x=x, y=ends.lower, fill="tonexty", fillcolor="rgba(100,100,100,0.15)", name="90% interval", **edge
-    )
-    return [upper, lower]
+    shade = {"fill": "tonexty", "fillcolor": "rgba(100,100,100,0.15)"}
+    return [upper, go.Scatter(x=x, y=ends.lower, name="90% interval", **shade, **edge)]
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, *, dash: str = "dot") -> go.Scatter:
@@ -245,6 +237,5 @@ def _line(x: Sequence[float], y: Sequence[float], name: str, *, dash: str = "dot
 def _feature_axis(figure: go.Figure, values: Series, title: str) -> None:
     log = _is_log(values)
     note = "; 0 at the left end" if log and (values == 0).any() and title else ""
-    figure.update_xaxes(
-        type="log" if log else "linear", title=title + note, exponentformat="power", nticks=5, tickangle=0
-    )
+    scale = "log" if log else "linear"
+    figure.update_xaxes(type=scale, title=title + note, exponentformat="power", nticks=5, tickangle=0)

@@ -1,7 +1,7 @@
 """Fit a curve, and say how well it predicts a network it has never seen.
 
-In-sample R2 flatters. `leave_one_group_out` fits without one network (or one kind of format) and
-predicts it; the error left there, not the one in the sample, gives the interval of every prediction.
+R2 in sample is too good. `cross` fits a curve without one network (or one kind of format) and predicts that network.
+The error there, not the one in sample, gives the interval of every prediction.
 """
 
 import functools
@@ -16,7 +16,7 @@ from pandas import DataFrame, Series
 
 from rqlib.core.vocabulary import did_you_mean
 from rqlib.prediction import conformal, curves
-from rqlib.prediction.features import complete
+from rqlib.prediction.features import TARGET, complete
 
 FAMILIES = {
     "rational_2": functools.partial(curves.rational, degree=2),
@@ -33,18 +33,27 @@ FAMILIES = {
 }
 """Family -> function (x (N, D), y (N,)) -> `curves.Curve`. The last two are the baselines."""
 
-SEVERAL = ("boosting", "blend", "mean")  # families that take more than one feature
+SEVERAL = ("boosting", "blend", "mean")
+"""Families that take more than one feature."""
 
-FOLDS = 5  # where rows have no groups
+SINGLE = ("rational_2", "rational_3", "rational_4", "logistic", "polynomial", "isotonic")
+"""Families of one feature that `fit_each` compares."""
+
+FOLDS = 5
+"""Number of folds where rows have no groups."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A curve, its error in the sample, and the error it makes on rows left out.
+    """A curve, its error in sample, and its errors on rows left out.
 
-    ``r2``, ``rmse`` and ``mae`` are in sample, in units of y; ``seen`` is the range of each numeric
-    feature; ``calibration`` (2, N) holds each row's prediction by a curve fitted without its group, and
-    what was left: y - prediction.
+    Attributes:
+        features: names of the columns that the curve reads.
+        rows: number of rows that it was fitted to.
+        r2, rmse, mae: in sample; the last two in units of y.
+        seen: smallest and largest value of each numeric feature.
+        calibration: (2, N), for each row the prediction by a curve fitted without the row's group, and the error
+            y - prediction.
     """
 
     family: str
@@ -72,10 +81,7 @@ class Fit:
         return self.calibration.sum(axis=0), self.calibration[0]
 
     def predict(self, x, *, level: float = 0.9) -> DataFrame:
-        """Columns predicted, lower, upper: one row a row of ``x`` (a table with the features, or an array).
-
-        The interval is conformal: see `conformal.interval`.
-        """
+        """Columns predicted, lower and upper (`conformal.interval`), one row for each row of x, given as to `fit`."""
         values = self.curve.predict(matrix(x, self.features))
         lower, upper = conformal.interval(values, *self.calibration, level=level)
         index = x.index if isinstance(x, DataFrame) else None
@@ -86,47 +92,61 @@ def fit(x, y, family: str, *, groups=None) -> Fit:
     """Fit one family to all rows.
 
     Args:
-        x: (N,) or (N, D) array, or a table with one column a feature.
-        y: (N,) the loss.
-        family: a name in `FAMILIES`.
-        groups: (N,) what rows belong together (the network): intervals come from curves fitted without
-            the row's group. Without groups: from five interleaved folds.
+        x: array (N,) or (N, D), or a table with one column per feature.
+        y: (N,), the loss.
+        groups: (N,), which rows belong together, say the name of the network. Intervals come from curves fitted
+            without the row's group; without groups, from curves fitted without one of five interleaved folds.
 
     Raises:
-        ValueError: unknown family, a constant feature, rows without a value, several features for a
-            family of one.
+        ValueError: unknown family, a constant feature, rows without a value, or several features for a family that
+            takes one.
     """
     features = tuple(x.columns) if isinstance(x, DataFrame) else _unnamed(x)
     x, y = _checked(matrix(x, features), numpy.asarray(y, dtype=float), family, features)
     codes = numpy.arange(len(y)) % FOLDS if groups is None else numpy.unique(groups, return_inverse=True)[1]
     left_out = _cross(x, y, codes, family, pairs=False)[codes, numpy.arange(len(y))]
     curve = FAMILIES[family](x, y)
-    score = scores(y, curve.predict(x))
-    seen = (
-        {}
-        if x.dtype == object
-        else dict(zip(features, zip(x.min(0).tolist(), x.max(0).tolist(), strict=True), strict=True))
-    )
+    columns = [] if x.dtype == object else zip(features, x.T, strict=True)
+    seen = {name: (values.min().item(), values.max().item()) for name, values in columns}
     return Fit(
-        family,
-        features,
-        curve,
-        len(y),
-        score["r2"],
-        score["rmse"],
-        score["mae"],
-        seen,
-        numpy.stack([left_out, y - left_out]),
+        family=family,
+        features=features,
+        curve=curve,
+        rows=len(y),
+        **scores(y, curve.predict(x)),
+        seen=seen,
+        calibration=numpy.stack([left_out, y - left_out]),
     )
+
+
+def fit_each(frame: DataFrame, feature: str, family: str, *, group: str = "model") -> DataFrame:
+    """Every network by a curve of its own: a table of `Fit`, one row per network, one column per family.
+
+    ``fit_each(...).map(lambda fit: fit.r2)`` is the table of their R2.
+
+    Args:
+        frame: a table from `prediction.table`, with values of ``feature`` and of accuracy_loss in all rows.
+        family: the first column; the families of `SINGLE` follow.
+    """
+    networks = [(str(name), rows) for name, rows in frame.groupby(group, sort=False)]
+    families = dict.fromkeys([family, *SINGLE])
+    return DataFrame({
+        one: {name: fit(rows[[feature]], rows[TARGET], one) for name, rows in networks} for one in families
+    })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Predictions of rows by curves that have not seen their group.
 
-    ``cross.loc[a]`` (groups x rows): each row predicted without group a and without its own group; NaN
-    where nothing is left to fit. Group a itself is predicted by its line; the other rows of that line
-    are all that may be known of errors without having seen a: they choose predictors and give intervals.
+    Attributes:
+        frame: the rows.
+        target: the column that was predicted.
+        group: the column whose values were left out, one at a time.
+        cross: table (groups, rows). The line of group a holds the prediction of every row by a curve fitted without
+            group a and without the row's own group; NaN where nothing was left to fit. For the rows of group a this
+            is their prediction. The other rows of the line show which errors are made without having seen group a:
+            they choose predictors and give the intervals.
     """
 
     frame: DataFrame = field(repr=False)
@@ -135,7 +155,11 @@ class HeldOut:
     cross: DataFrame = field(repr=False)
 
     def table(self, level: float = 0.9) -> DataFrame:
-        """The rows, with columns predicted, lower, upper and residual (target - predicted)."""
+        """The rows, with columns predicted, lower, upper and residual (target - predicted).
+
+        The interval of a group is calibrated on the other groups, each of them predicted without itself and without
+        that group; with fewer than three groups it is NaN.
+        """
         found = pandas.concat([self._group(name, level) for name in self.cross.index]).loc[self.frame.index]
         return self.frame.assign(**found, residual=self.frame[self.target] - found.predicted)
 
@@ -155,10 +179,12 @@ class HeldOut:
 
 
 def cross(frame: DataFrame, features: Sequence[str], target: str, group: str, family: str) -> HeldOut:
-    """Fit without every group and every two groups: all that `leave_one_group_out` needs, once.
+    """Predict every row by curves that have not seen its group: fits without each group and each pair of groups.
+
+    Rows without a value are dropped; how many is printed.
 
     Raises:
-        ValueError: as `fit`; also columns that are missing, or fewer than two groups.
+        ValueError: as `fit`; columns are missing; fewer than two groups.
     """
     frame = complete(frame, [*features, target, group])
     names, codes = numpy.unique(frame[group].astype(str), return_inverse=True)
@@ -172,30 +198,25 @@ def cross(frame: DataFrame, features: Sequence[str], target: str, group: str, fa
     return HeldOut(frame, target, group, DataFrame(found, index=names, columns=frame.index))
 
 
-def leave_one_group_out(
-    frame: DataFrame, features: Sequence[str], target: str, group: str, family: str, *, level: float = 0.9
-) -> DataFrame:
-    """Every row predicted by a curve that has not seen its group: columns predicted, lower, upper, residual.
-
-    The interval of a group is calibrated on the other groups alone, each predicted without both
-    (NaN with fewer than three groups). Rows without a value are dropped and counted in print.
-
-    Raises:
-        ValueError: as `cross`.
-    """
-    return cross(frame, features, target, group, family).table(level)
-
-
 def scores(y: ndarray, predicted: ndarray) -> dict[str, float]:
-    """R2 = 1 - sum (y - p)^2 / sum (y - mean y)^2 (NaN for constant y), root mean square and mean absolute error."""
+    """How far predictions p are from y: r2, rmse (root mean square error), mae (mean absolute error).
+
+    R2 = 1 - sum (y - p)^2 / sum (y - mean y)^2, NaN where all y are equal.
+    """
     left = numpy.asarray(y, float) - numpy.asarray(predicted, float)
     spread = float(numpy.sum((y - numpy.mean(y)) ** 2))
     r2 = 1 - float(left @ left) / spread if spread > 0 else numpy.nan
     return {"r2": r2, "rmse": float(numpy.sqrt(numpy.mean(left**2))), "mae": float(numpy.mean(numpy.abs(left)))}
 
 
+def coverage(table: DataFrame) -> float:
+    """Share of the rows of a `HeldOut.table` whose interval holds the true accuracy_loss; NaN if none has both."""
+    known = table.dropna(subset=[TARGET, "lower"])
+    return float(known[TARGET].between(known.lower, known.upper).mean())
+
+
 def _cross(x: ndarray, y: ndarray, codes: ndarray, family: str, *, pairs: bool) -> ndarray:
-    """The values of `HeldOut.cross` (G, N); with ``pairs=False`` only each group by the curve without it."""
+    """The values of `HeldOut.cross` (G, N); with ``pairs=False`` only those of rows of the line's own group."""
     count = codes.max() + 1
     found = numpy.full((count, len(y)), numpy.nan)
     left_out = combinations_with_replacement(range(count), 2) if pairs else [(a, a) for a in range(count)]
@@ -209,7 +230,7 @@ def _cross(x: ndarray, y: ndarray, codes: ndarray, family: str, *, pairs: bool) 
 
 
 def matrix(x, features: Sequence[str]) -> ndarray:
-    """Features (N, D) of a table or an array: float, or object for a column of names."""
+    """The features of a table or an array as an array (N, D): of float, or of object for a column of names."""
     values = x[list(features)].to_numpy() if isinstance(x, DataFrame) else numpy.asarray(x)
     values = values[:, None] if values.ndim == 1 else values
     return values.astype(float) if values.dtype.kind in "biuf" else values.astype(object)
@@ -222,7 +243,7 @@ def _unnamed(x) -> tuple[str, ...]:
 
 
 def _checked(x: ndarray, y: ndarray, family: str, features: Sequence[str]) -> tuple[ndarray, ndarray]:
-    """The same arrays, if the family can be fitted to them."""
+    """The same arrays, after a check that the family can be fitted to them."""
     if family not in FAMILIES:
         raise ValueError(did_you_mean("family", family, FAMILIES))
     if len(x) != len(y) or len(y) < 3:

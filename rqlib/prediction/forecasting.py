@@ -1,6 +1,6 @@
-"""What a predictor says of a network never seen: for every format the loss, its interval, and a choice.
+"""What predictors say of a network: the loss in every format, its interval, and the format to take.
 
-A predictor is a family of curves and the columns it reads; several of them give their mean.
+A predictor is a family of curves and the columns that it reads. Several predictors give their mean.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from rqlib.prediction.features import TARGET, complete
 from rqlib.prediction.fits import Fit
 
 MARGIN = 0.05
-"""By what share of the range seen a feature may lie beyond it and still count as familiar."""
+"""A feature is familiar up to this share of the range seen beyond its ends."""
 
 
 class Predictor(NamedTuple):
-    """Columns, the family of curves they go through, and what to call the two."""
+    """The columns that are read, the family of curves, and a name for the two in tables."""
 
     features: tuple[str, ...]
     family: str
@@ -28,12 +28,10 @@ class Predictor(NamedTuple):
 
 
 def fit(frame: DataFrame, chosen: Sequence[Predictor], *, group: str = "model") -> Fit:
-    """The mean of predictors, each fitted to all rows that have every feature; ready for a new network.
+    """The mean of several predictors, fitted to the measured networks of a `prediction.table`, ready for a new one.
 
-    Its intervals come from curves fitted without the row's group.
-
-    Raises:
-        ValueError: as `prediction.fit`.
+    Every predictor is fitted to the rows that have the features of all. Intervals come from curves fitted without the
+    row's group, whose name is in the column ``group``. Errors are those of `prediction.fit`.
     """
     features = tuple(dict.fromkeys(name for one in chosen for name in one.features))
     frame = complete(frame, [*features, TARGET, group])
@@ -48,9 +46,8 @@ def _mean(members: list[Fit], features: tuple[str, ...], x: numpy.ndarray, y: nu
     def predict(x: numpy.ndarray) -> numpy.ndarray:
         return numpy.mean([one.curve.predict(x[:, some]) for one, some in zip(members, columns, strict=True)], axis=0)
 
-    parameters = {
-        f"{index}.{name}": value for index, one in enumerate(members) for name, value in one.parameters.items()
-    }
+    numbers = [(index, *pair) for index, one in enumerate(members) for pair in one.parameters.items()]
+    parameters = {f"{index}.{name}": value for index, name, value in numbers}
     equation = "loss = mean of: " + "; ".join(f"{', '.join(one.features)}: {one.equation}" for one in members)
     return replace(
         members[0],
@@ -64,19 +61,18 @@ def _mean(members: list[Fit], features: tuple[str, ...], x: numpy.ndarray, y: nu
 
 
 def predict(rows: DataFrame, fit: Fit, *, level: float = 0.9) -> DataFrame:
-    """What a fit says of a network: one row a format, smallest first.
+    """What a fit says of a network: one row per format, the smallest format first.
 
-    Columns: format, bits, storage (size of the weights as a share of float32: bits / 32), storage_bits
-    (of all weights, where the rows have ``coded_bits``); predicted, lower, upper (fractions of the
-    accuracy); outside: the features that lie outside the range the fit has seen, by more than 5% of it;
-    and, where the rows know it, the measured accuracy_loss.
+    Columns:
 
-    Args:
-        rows: a table from `prediction.table` with the fit's features.
-        fit: from `fit`.
+    - format, bits, storage: the size of the weights as a share of float32, bits / 32;
+    - storage_bits: bits of all weights together, if the rows have ``coded_bits``;
+    - predicted, lower, upper: the loss and its interval, as fractions of the accuracy;
+    - outside: the features that lie outside the range that the fit has seen, by more than 5% of this range;
+    - accuracy_loss: the measured loss, if the rows have it.
 
     Raises:
-        ValueError: a feature is missing.
+        ValueError: the rows of a `prediction.table` lack a feature of the fit.
     """
     rows = complete(rows, ["format", "bits", *fit.features])
     found = rows[["format", "bits"]].assign(storage=rows.bits / 32)
@@ -90,7 +86,7 @@ def predict(rows: DataFrame, fit: Fit, *, level: float = 0.9) -> DataFrame:
 
 
 def _outside(rows: DataFrame, fit: Fit) -> Series:
-    """Names of the features beyond the range seen, comma-separated; empty where all is familiar."""
+    """For each row the names of the features outside the range seen, comma-separated; empty if there is none."""
     names = Series("", index=rows.index)
     for name, (low, high) in fit.seen.items():
         reach = MARGIN * (high - low)
@@ -99,7 +95,7 @@ def _outside(rows: DataFrame, fit: Fit) -> Series:
 
 
 def familiarity(frame: DataFrame) -> str:
-    """One sentence on a table of `predict`: whether the network lies within what the fit has seen."""
+    """One sentence about a table of `predict`: whether the network lies within what the fit has seen."""
     strange = frame[frame.outside != ""]
     if strange.empty:
         return f"all {len(frame)} formats lie within what the fit has seen"
@@ -112,22 +108,18 @@ def familiarity(frame: DataFrame) -> str:
 
 
 def recommend(frame: DataFrame, tolerated_loss: float) -> DataFrame:
-    """The smallest format within a tolerated loss: a row by the upper end of the interval, one by the prediction.
+    """The smallest format within a tolerated loss, by two rules: one row each.
 
-    Of equally small formats the one with the least predicted loss. Formats outside what the fit has
-    seen are not recommended by their interval. A rule that no format meets has "none" for its format.
-
-    Args:
-        frame: from `predict`.
-        tolerated_loss: the share of the accuracy that may be lost, in [0, 1].
+    ``upper end``: the upper end of the interval is within the tolerated loss, and the format lies within what the fit
+    has seen. ``prediction``: the predicted loss is within it. Of equally small formats the one with the least
+    predicted loss is taken. Where no format meets a rule, its format is "none". The frame is that of `predict`.
 
     Raises:
-        ValueError: the tolerated loss is no fraction.
+        ValueError: the tolerated loss, a share of the accuracy, is not in [0, 1].
     """
     if not 0 <= tolerated_loss <= 1:
-        raise ValueError(
-            f"expected tolerated_loss as a fraction in [0, 1], got {tolerated_loss}; divide percent by 100"
-        )
+        message = f"expected tolerated_loss as a fraction in [0, 1], got {tolerated_loss}"
+        raise ValueError(f"{message}; divide percent by 100")
     ordered = frame.sort_values(["bits", "predicted"], kind="stable")
     rules = {
         "upper end": (ordered.upper <= tolerated_loss) & (ordered.outside == ""),

@@ -1,8 +1,9 @@
-"""Which predictor works on a network never seen: one trial for all.
+"""Which predictor works on a network that it has never seen: one trial for all.
 
-Each predictor is fitted without one network and predicts it. One line of the table chooses as well: for
-every network left out it takes the mean of the predictors that do best on the others, each of these
-left out in turn (nested selection), so that the choice has not seen the network it is judged on.
+Every predictor is fitted without one network and predicts that network, in turn for all networks. One line of the
+table chooses among the predictors as well: for each network left out it takes the mean of the predictors that do best
+on the other networks, each of these left out in turn (nested selection). So the choice has not seen the network that
+it is judged on.
 """
 
 import functools
@@ -13,20 +14,25 @@ import numpy
 import pandas
 from pandas import DataFrame
 
-from rqlib.prediction import conformal, fits
 from rqlib.prediction import features as features_
-from rqlib.prediction.features import PSEUDO, TARGET
+from rqlib.prediction import fits
+from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import HeldOut
 from rqlib.prediction.forecasting import Predictor
+from rqlib.prediction.published import PSEUDO
 
 BEST = 5
+"""So many predictors, the best, give their mean."""
 CHOSEN = f"mean of the best {BEST}, chosen without the network"
 RESAMPLES = 1000
 BASELINES = (Predictor(("format",), "mean", "mean loss"), Predictor(("format",), "lookup", "format name only"))
 
 
 def candidates(frame: DataFrame) -> list[Predictor]:
-    """The two baselines; every feature of the table alone, through two or three families; several together."""
+    """All predictors that a table allows.
+
+    The two baselines, every feature alone through two or three families, and several features together.
+    """
     names = features_.names(frame)
     lost = tuple(name for name in names if name.startswith(PSEUDO))
     relative = tuple(name for name in names if name.endswith(features_.NORMALIZED))
@@ -50,20 +56,28 @@ def candidates(frame: DataFrame) -> list[Predictor]:
 
 
 class Trial(NamedTuple):
-    """The table, best first; each predictor's predictions of rows left out; those of the choice, where there is one."""
+    """The result of `leaderboard`.
+
+    Attributes:
+        board: one line per predictor, the best first.
+        held_out: each predictor's predictions of rows left out.
+        chosen: the predictions of the line that chooses; None with fewer than three networks or two predictors.
+    """
 
     board: DataFrame
     held_out: dict[Predictor, HeldOut]
     chosen: HeldOut | None
 
     def best(self, columns: Iterable[str], *, without: str | None = None) -> tuple[Predictor, ...]:
-        """The `BEST` predictors for a new network of which these columns are known, by their squared error left out.
+        """The `BEST` predictors, by their squared error on rows left out, for a new network with these columns.
 
         Args:
-            without: a group that is the new network itself: then chosen by the others, predicted without it.
+            columns: the columns that are known of the new network.
+            without: name of the group that plays the new network. The choice then rests on the other groups, each
+                predicted without this one.
 
         Raises:
-            ValueError: no predictor but the baselines reads these columns alone.
+            ValueError: every predictor (the baselines do not count) reads a column that is not known.
         """
         known = set(columns)
         rivals = {one: trial for one, trial in self.held_out.items() if _is_rival(one) and known >= set(one.features)}
@@ -74,19 +88,29 @@ class Trial(NamedTuple):
         others = first.frame.loc[rows, first.group].astype(str) != without
         return _best(rivals, rows[others], without)
 
+    def judged(self, columns: Iterable[str]) -> HeldOut:
+        """Predictions of rows left out: of the line that chooses, or else of the best predictor with these columns."""
+        return self.chosen or self.held_out[self.best(columns)[0]]
+
 
 def leaderboard(
     frame: DataFrame, chosen: Sequence[Predictor] | None = None, *, group: str = "model", level: float = 0.9
 ) -> Trial:
-    """Every predictor in sample and leaving one group out, sorted by the held-out R2.
+    """Judge every predictor in sample and on groups left out; the best R2 on groups left out comes first.
 
-    Columns: predictor, features, rows, groups; in_sample_r2, in_sample_mae; held_out_r2 with its 95%
-    interval over resampled groups (r2_lower, r2_upper), held_out_mae; coverage of the intervals of
-    ``level`` and their mean width; kind_out_r2 (leaving out one kind of format: INT, POT, FLOAT).
-    A predictor is tried on the rows that have its features; how many lack one is printed.
+    A predictor is tried on the rows that have its features; how many rows lack one is printed. Columns of the board:
 
-    Raises:
-        ValueError: as `fits.cross`.
+    - predictor, features, rows, groups;
+    - in_sample_r2, in_sample_mae;
+    - held_out_r2 with its 95% interval over resampled groups (r2_lower, r2_upper), and held_out_mae;
+    - coverage: the share of rows left out that their intervals hold; width: the mean width of these intervals;
+    - kind_out_r2: R2 on kinds of format (INT, POT, FLOAT) left out.
+
+    Args:
+        frame: a table from `prediction.table`.
+        chosen: the predictors; all of `candidates` by default.
+        group: the column whose values are left out, one at a time. Errors are those of `fits.cross`.
+        level: share of the rows left out that their intervals shall hold.
     """
     frame = features_.complete(frame, [TARGET, group])
     chosen = [*(candidates(frame) if chosen is None else chosen)]
@@ -110,11 +134,10 @@ def _is_rival(one: Predictor) -> bool:
 
 
 def choose(trials: dict[Predictor, HeldOut]) -> HeldOut:
-    """For every group, the mean of the `BEST` trials with the least squared error on the other groups.
+    """For each group the mean of the `BEST` trials, those with the least squared error on the other groups.
 
-    The others are predicted without the group and without their own, so neither the choice nor the
-    interval has seen the group (nested selection). Rows that not every trial has are left out; the
-    frame has the column ``chosen``: names of the trials.
+    The other groups are predicted without this group and without themselves, so neither the choice nor the interval
+    has seen this group. Rows that some trial does not have are left out. The column ``chosen`` names the trials.
     """
     rows, first = _common(trials), next(iter(trials.values()))
     frame = first.frame.loc[rows]
@@ -131,7 +154,7 @@ def _common(trials: dict[Predictor, HeldOut]) -> pandas.Index:
 
 
 def _best(trials: dict[Predictor, HeldOut], rows: pandas.Index, left_out: str | None = None) -> tuple[Predictor, ...]:
-    """The predictors with the least squared error on rows predicted without their own group, and without another."""
+    """The predictors with the least squared error on these rows, predicted without their own and the named group."""
 
     def error(one: Predictor) -> float:
         trial = trials[one]
@@ -142,7 +165,7 @@ def _best(trials: dict[Predictor, HeldOut], rows: pandas.Index, left_out: str | 
 
 
 def _in_sample(frame: DataFrame, chosen: Sequence[Predictor]) -> dict:
-    """What is known before a network is left out; for a single predictor also the R2 leaving out one kind of format."""
+    """The columns of the board in sample; for a single predictor also R2 on kinds of format left out."""
     features = tuple(dict.fromkeys(name for one in chosen for name in one.features))
     y, kinds = frame[TARGET].to_numpy(float), numpy.nan
     curves = [fits.FAMILIES[one.family](fits.matrix(frame, one.features), y) for one in chosen]
@@ -150,16 +173,12 @@ def _in_sample(frame: DataFrame, chosen: Sequence[Predictor]) -> dict:
     if len(chosen) == 1 and "kind" in frame and frame.kind.nunique() > 1:
         kinds = _scores(fits.cross(frame, features, TARGET, "kind", chosen[0].family).table())["r2"]
     score = fits.scores(y, numpy.mean(predicted, axis=0))
-    return {
-        "features": ", ".join(features),
-        "in_sample_r2": score["r2"],
-        "in_sample_mae": score["mae"],
-        "kind_out_r2": kinds,
-    }
+    in_sample = {"in_sample_r2": score["r2"], "in_sample_mae": score["mae"]}
+    return {"features": ", ".join(features), **in_sample, "kind_out_r2": kinds}
 
 
 def _left_out(trial: HeldOut, level: float) -> dict:
-    """How well rows of a network never seen are predicted, and how often their interval is right."""
+    """The columns of the board on groups left out."""
     table = trial.table(level)
     score = _scores(table)
     lower, upper = _r2_interval(table, trial.group)
@@ -170,7 +189,7 @@ def _left_out(trial: HeldOut, level: float) -> dict:
         "r2_lower": lower,
         "r2_upper": upper,
         "held_out_mae": score["mae"],
-        "coverage": conformal.coverage(*(table[column].to_numpy() for column in (TARGET, "lower", "upper"))),
+        "coverage": fits.coverage(table),
         "width": (table.upper - table.lower).mean(),
     }
 
@@ -180,7 +199,7 @@ def _scores(table: DataFrame) -> dict[str, float]:
 
 
 def _r2_interval(table: DataFrame, group: str) -> tuple[float, float]:
-    """95% interval of the pooled R2 when the groups are drawn again with replacement (cluster bootstrap, seed 0)."""
+    """95% interval of the pooled R2 over groups drawn with replacement (cluster bootstrap, seed 0)."""
     y, left = table[TARGET], table.residual
     columns = DataFrame({"rows": 1.0, "y": y, "squares": y**2, "error": left**2})
     sums = columns.groupby(table[group].astype(str)).sum().to_numpy()

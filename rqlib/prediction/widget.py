@@ -1,4 +1,4 @@
-"""The R2 explorer: choose data, networks, predictor and family; see the curve, in sample and out of it."""
+"""The R2 explorer: choose data sets, networks, predictor and family; see the curve and its R2 in and out of sample."""
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -14,10 +14,9 @@ NARROW = {"layout": {"width": "215px"}, "style": {"description_width": "62px"}}
 
 
 def r2_explorer(frame: DataFrame, *, group: str = "model") -> widgets.Explorer:
-    """Controls datasets, models, feature and family above the rows they choose and the curve through them.
+    """Controls for data sets, models, feature and family above a figure of the chosen rows and their curve.
 
-    Args:
-        frame: a table from `prediction.table`.
+    ``frame`` is a table from `prediction.table`; the values of the column ``group`` are left out, one at a time.
     """
 
     def draw(datasets: tuple, models: tuple, feature: str, family: str) -> go.Figure:
@@ -37,7 +36,7 @@ def r2_explorer(frame: DataFrame, *, group: str = "model") -> widgets.Explorer:
 
 
 def r2_figure(rows: DataFrame, feature: str, family: str, *, group: str = "model") -> go.Figure:
-    """Rows, their curve and its interval; the title says R2 in sample and leaving one group out.
+    """Rows, their curve and its interval; the title says R2 in sample and with one group left out.
 
     Raises:
         ValueError: too few rows, or a constant feature.

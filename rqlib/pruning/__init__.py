@@ -2,6 +2,30 @@
 
 from rqlib.pruning.algorithms import METHODS, run
 from rqlib.pruning.channels import remove as remove_channels
+from rqlib.pruning.evaluation import eight_bits, score
+from rqlib.pruning.experiments import ablate, hidden, methods
+from rqlib.pruning.masks import apply_masks, magnitude_masks
+from rqlib.pruning.masks import check as check_masks
 from rqlib.pruning.packed import save as pack
+from rqlib.pruning.plans import Plan
+from rqlib.pruning.published import beside_paper
+from rqlib.pruning.savings import filters, on_disk
 
-__all__ = ["METHODS", "pack", "remove_channels", "run"]
+__all__ = [
+    "METHODS",
+    "Plan",
+    "ablate",
+    "apply_masks",
+    "beside_paper",
+    "check_masks",
+    "eight_bits",
+    "filters",
+    "hidden",
+    "magnitude_masks",
+    "methods",
+    "on_disk",
+    "pack",
+    "remove_channels",
+    "run",
+    "score",
+]

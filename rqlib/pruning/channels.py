@@ -1,19 +1,20 @@
-"""Which channels of a network stay or go together, read off its graph, and their removal from it.
+"""Which channels of a network must stay or go together, found from its graph, and how they are removed from it.
 
-Every channel of every signal has a number; what an addition, a BatchNorm or a depthwise convolution ties
-together has the same. A layer writes the numbers of its outputs and reads those of its inputs.
+Every channel of every signal has a number. Channels that an addition, a BatchNorm or a depthwise convolution ties
+together have the same number. A layer writes the numbers of its outputs and reads the numbers of its inputs.
 """
 
 import copy
 from dataclasses import dataclass
 
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, fx, nn
 
 from rqlib.core import layers, runtime
 
 _KEEPING_ZERO = (nn.Dropout, nn.Identity, nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-"""Modules that treat each channel alone and map 0 to 0."""
+"""Modules that compute each channel from itself alone and map 0 to 0."""
 _ADDITIONS = ("add", "iadd", "add_")
 
 
@@ -24,7 +25,8 @@ class Channels:
     Attributes:
         writes: name of each convolution, linear layer and BatchNorm -> numbers of its outputs, int64 (O,).
         reads: name of each convolution and linear layer -> numbers of its inputs, int64 (I,).
-        fixed: of each number, whether its channels must stay (the image, the logits, what is not understood), bool.
+        fixed: for each number, whether its channels must stay, bool: those of the image, of the logits, and of all
+            that passes an operation which is not understood.
     """
 
     writes: dict[str, Tensor]
@@ -32,28 +34,28 @@ class Channels:
     fixed: Tensor
 
     def pools(self) -> list[Tensor]:
-        """Numbers that compete with each other: those of layers tied together, without what must stay."""
-        joined = _Numbers()
-        joined.fresh(len(self.fixed))
+        """Groups of numbers that compete with each other (int64): of tied layers, if all may be removed."""
+        joined = DisjointSet(range(len(self.fixed)))
         for numbers in self.writes.values():
-            joined.tie(numbers[:1].expand_as(numbers), numbers)
-        roots = torch.tensor([joined.root(number) for number in range(len(self.fixed))])
+            first, *others = numbers.tolist()
+            for number in others:
+                joined.merge(first, number)
+        groups = _groups(joined)
         written = torch.zeros_like(self.fixed)
         written[torch.cat(list(self.writes.values()))] = True
-        found = [(roots == root).logical_and(written).nonzero().squeeze(1) for root in roots[written].unique()]
+        found = [((groups == group) & written).nonzero().squeeze(1) for group in groups[written].unique()]
         return [numbers for numbers in found if not self.fixed[numbers].any()]
 
 
 @torch.no_grad()
-def find(model: nn.Module, image: Tensor) -> Channels:
-    """The numbers of a plain network's channels.
+def find(model: nn.Module, image: Tensor | None) -> Channels:
+    """The numbers of the channels of a plain network.
 
-    Args:
-        image: one image (1, C, H, W), only its shape matters.
-
-    Raises:
-        ValueError: torch.fx cannot trace the network.
+    Only the shape of the image (1, C, H, W) matters. A ValueError says that the image is missing, or why torch.fx
+    cannot trace the network.
     """
+    if image is None:
+        raise ValueError("structure filters follows the channels through the network: expected image (1, C, H, W)")
     with runtime.evaluating(model):
         follower = _Follower(fx.GraphModule(model, layers.trace(model)))
         follower.run(image.to(next(model.parameters()).device))
@@ -62,17 +64,11 @@ def find(model: nn.Module, image: Tensor) -> Channels:
 
 @torch.no_grad()
 def remove(model: nn.Module, image: Tensor) -> nn.Module:
-    """A copy without the channels that are 0 whatever the image; it computes the same logits.
+    """A copy without the channels that are 0 for every image; it computes the same logits.
 
-    A channel goes if every filter that writes to it, its bias and its BatchNorm are 0. Of channels that would all
-    go one stays.
-
-    Args:
-        model: with plain weights (`parametrizations.bake`).
-        image: as `find`.
-
-    Raises:
-        ValueError: as `find`.
+    A channel is removed if every filter that writes to it, its bias and its BatchNorm are 0. Where all channels of
+    a group would be removed, one of them stays. The weights must be plain (`parametrizations.bake`); image and errors
+    as for `find`.
     """
     channels, removed = find(model, image), copy.deepcopy(model)
     stays = channels.fixed.clone()
@@ -89,7 +85,7 @@ def remove(model: nn.Module, image: Tensor) -> nn.Module:
 
 
 def _shrink(layer: nn.Module, outputs: Tensor, inputs: Tensor | None) -> None:
-    """Leave only these outputs and inputs (bool masks) in a layer, in place."""
+    """Keep only these outputs and inputs of a layer (bool masks), in place."""
     depthwise = isinstance(layer, layers.CONVOLUTIONS) and layer.groups > 1
     for tensor in (*layer.parameters(), *layer.buffers()):
         if tensor.dim():
@@ -105,43 +101,30 @@ def _shrink(layer: nn.Module, outputs: Tensor, inputs: Tensor | None) -> None:
         layer.groups = written if depthwise else layer.groups
 
 
-class _Numbers:
-    """Numbers that can be tied together (union-find)."""
-
-    def __init__(self):
-        self.parents: list[int] = []
-
-    def fresh(self, count: int) -> Tensor:
-        start = len(self.parents)
-        self.parents += range(start, start + count)
-        return torch.arange(start, start + count)
-
-    def root(self, number: int) -> int:
-        while self.parents[number] != number:
-            self.parents[number] = number = self.parents[self.parents[number]]
-        return number
-
-    def tie(self, one: Tensor, other: Tensor) -> None:
-        for a, b in zip(one.tolist(), other.tolist(), strict=True):
-            a, b = self.root(a), self.root(b)
-            self.parents[max(a, b)] = min(a, b)
+def _groups(ties: DisjointSet) -> Tensor:
+    """For each of the elements 0, 1, ... its set, int64 (N,); sets are counted in order of their smallest element."""
+    groups = [0] * len(ties)
+    for group, members in enumerate(sorted(ties.subsets(), key=min)):
+        for member in members:
+            groups[member] = group
+    return torch.tensor(groups)
 
 
 class _Follower(fx.Interpreter):
-    """Runs a network and notes the numbers of every signal's channels."""
+    """Runs a network and notes the numbers of the channels of every signal."""
 
     def __init__(self, network: fx.GraphModule):
         super().__init__(network)
-        self.numbers, self.stuck = _Numbers(), []
+        self.ties = DisjointSet()  # of all numbers
+        self.stuck: list[Tensor] = []  # numbers whose channels must stay
         self.signals: dict[fx.Node, Tensor] = {}
         self.writes: dict[str, Tensor] = {}
         self.reads: dict[str, Tensor] = {}
 
     def found(self) -> Channels:
-        """The numbers, tied ones made one, counted anew from 0."""
-        roots = torch.tensor([self.numbers.root(number) for number in range(len(self.numbers.parents))])
-        distinct, numbers = roots.unique(return_inverse=True)
-        fixed = torch.zeros(len(distinct), dtype=torch.bool)
+        """What was noted; numbers that are tied together become one, counted from 0."""
+        numbers = _groups(self.ties)
+        fixed = torch.zeros(self.ties.n_subsets, dtype=torch.bool)
         for part in self.stuck:
             fixed[numbers[part]] = True
         writes, reads = ({name: numbers[part] for name, part in kind.items()} for kind in (self.writes, self.reads))
@@ -150,16 +133,20 @@ class _Follower(fx.Interpreter):
     def run_node(self, node: fx.Node):
         value = super().run_node(node)
         signals = [self.signals[part] for part in node.all_input_nodes if part in self.signals]
-        follow = getattr(self, f"_{node.op}", self._unknown)
-        numbers = follow(node, value, signals) if isinstance(value, Tensor) and value.dim() > 1 else None
-        if numbers is None or node.op == "output":
+        follow = {"call_module": self._module, "call_function": self._function}.get(node.op)
+        is_signal, numbers = isinstance(value, Tensor) and value.dim() > 1, None
+        if is_signal and follow is not None:
+            numbers = follow(node, value, signals)
+        if numbers is None:
             self.stuck += signals
-            numbers = self._fixed(value)
+        if numbers is None and is_signal:
+            numbers = self._fresh(value.shape[1])
+            self.stuck.append(numbers)
         if numbers is not None:
             self.signals[node] = numbers
         return value
 
-    def _call_module(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> Tensor | None:
+    def _module(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> Tensor | None:
         layer, (signal, *_) = self.module.get_submodule(node.target), signals
         if node.target in self.writes:
             self.stuck += [of[node.target] for of in (self.writes, self.reads) if node.target in of]
@@ -179,28 +166,24 @@ class _Follower(fx.Interpreter):
         if (isinstance(layer, nn.Linear) and value.dim() != 2) or (groups > 1 and not depthwise):
             return None
         self.reads[name] = signal
-        self.writes[name] = signal if depthwise else self.numbers.fresh(value.shape[1])
+        self.writes[name] = signal if depthwise else self._fresh(value.shape[1])
         return self.writes[name]
 
-    def _call_function(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> Tensor | None:
+    def _function(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> Tensor | None:
         name = getattr(node.target, "__name__", str(node.target))
         if name == "cat" and value.shape[1] == sum(map(len, signals)):
             return torch.cat(signals)
         if name in _ADDITIONS and len(signals) == 2 and len(signals[0]) == len(signals[1]) == value.shape[1]:
-            self.numbers.tie(*signals)
+            for one, other in zip(signals[0].tolist(), signals[1].tolist(), strict=True):
+                self.ties.merge(one, other)
             return signals[0]
         if name == "flatten":
             return signals[0].repeat_interleave(value.shape[1] // len(signals[0]))
         return signals[0] if name in ("relu", "relu6", "adaptive_avg_pool2d") else None
 
-    def _output(self, node: fx.Node, value: Tensor, signals: list[Tensor]) -> None:
-        return None
-
-    _unknown = _placeholder = _get_attr = _call_method = _output
-
-    def _fixed(self, value) -> Tensor | None:
-        if not (isinstance(value, Tensor) and value.dim() > 1):
-            return None
-        fresh = self.numbers.fresh(value.shape[1])
-        self.stuck.append(fresh)
-        return fresh
+    def _fresh(self, count: int) -> Tensor:
+        """So many numbers that were not used before."""
+        start = len(self.ties)
+        for number in range(start, start + count):
+            self.ties.add(number)
+        return torch.arange(start, start + count)

@@ -1,4 +1,4 @@
-"""Figures of pruning: accuracy against what is kept, which weights stay, hidden sub-networks, ablations."""
+"""Figures of pruning: accuracy against what is kept, which weights stay, hidden networks, ablations."""
 
 import math
 
@@ -12,40 +12,34 @@ from torch import Tensor
 from rqlib.core import plots
 
 METHODS = {"lwm": "LWM", "hydra": "HYDRA", "admm": "ADMM", "multi_step": "multi-step", "scratch": "from scratch"}
-"""Method -> its name in figures; the colors follow the order."""
+"""Method -> its name in figures. The order determines the colors."""
 SCORES = {"clean_accuracy": "clean accuracy", "robust_accuracy": "robust accuracy (PGD)"}
-
-PUBLISHED = DataFrame(
-    [(0.10, 0.488, 0.495), (0.05, 0.452, 0.487), (0.01, 0.343, 0.417)], columns=["kept", "lwm", "hydra"]
-).melt("kept", var_name="method", value_name="published_robust_accuracy")
-"""HYDRA, table 1 (arXiv 2002.10509): VGG-16 on CIFAR-10, epsilon 8/255, PGD 50 x 10, with 500,000 extra images."""
 
 
 def accuracy_against_kept(rows: DataFrame, *, title: str = "Accuracy against what is kept") -> go.Figure:
-    """Clean and robust accuracy of every method; a line is the mean over seeds, a bar its 95% t interval.
+    """Clean and robust accuracy of every method: lines are means over seeds, error bars their 95% t intervals.
 
-    Args:
-        rows: kept, method, seed, clean_accuracy, robust_accuracy; rows of the method ``dense`` are a dashed line.
+    The rows have the columns kept, method, clean_accuracy, robust_accuracy. Those of the method ``dense`` become a
+    dashed line; those of methods that are not in `METHODS` are not drawn.
     """
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(SCORES.values()), horizontal_spacing=0.1)
     for column, score in enumerate(SCORES, start=1):
         for method in [name for name in METHODS if (rows.method == name).any()]:
-            line = _line(over_seeds(rows[rows.method == method], score), method, showlegend=column == 1)
+            line = _line(mean_over_seeds(rows[rows.method == method], score), method, showlegend=column == 1)
             figure.add_trace(line, row=1, col=column)
         if (rows.method == "dense").any():
             dense = rows[rows.method == "dense"][score].mean()
             figure.add_hline(dense, line={"color": "#222222", "width": 1, "dash": "dash"}, row=1, col=column)
     shares = sorted(rows[rows.method != "dense"].kept.unique())
-    figure.update_xaxes(
-        title="weights kept (fraction)", type="log", tickvals=shares, ticktext=[f"{k:g}" for k in shares]
-    )
-    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero", col=1)
-    figure.update_yaxes(rangemode="tozero", col=2)
+    ticks = {"tickvals": shares, "ticktext": [f"{k:g}" for k in shares]}
+    figure.update_xaxes(title="weights kept (fraction)", type="log", **ticks)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title="accuracy (fraction)", col=1)
     return figure.update_layout(title=title, height=480, margin={"t": 90})
 
 
-def over_seeds(rows: DataFrame, score: str) -> DataFrame:
-    """kept, mean, half (of the 95% t interval, NaN for one seed), seeds; one row a kept fraction."""
+def mean_over_seeds(rows: DataFrame, score: str) -> DataFrame:
+    """One row per kept fraction: kept, mean, half (of the 95% t interval, NaN for one seed), count (of seeds)."""
     found = rows.groupby("kept")[score].agg(["mean", "std", "count"]).reset_index()
     reach = [scipy.stats.t.ppf(0.975, n - 1) if n > 1 else math.nan for n in found["count"]]
     return found.assign(half=reach * found["std"] / found["count"] ** 0.5)[["kept", "mean", "half", "count"]]
@@ -68,11 +62,9 @@ def _line(found: DataFrame, method: str, *, showlegend: bool) -> go.Scatter:
 
 
 def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, title: str = "") -> go.Figure:
-    """Values of a layer's weights, and of those that each mask keeps; counts on a logarithmic axis.
+    """Histogram of the weights of a layer, and of those that each mask keeps; counts are on a logarithmic axis.
 
-    Args:
-        weight: of the dense network.
-        masks: name of a method -> mask (bool) that broadcasts against the weight.
+    ``masks`` maps a method's name to its mask, bool, of a shape that broadcasts against the weight.
     """
     reach = weight.abs().max().item() or 1.0
     centers = torch.linspace(-reach, reach, 2 * bins + 1)[1::2].tolist()
@@ -81,7 +73,7 @@ def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, 
         counts = torch.histc(values.float().cpu(), bins, -reach, reach).tolist()
         label = METHODS.get(name, name)
         hover = f"{label} %{{x:.4g}}<br>%{{customdata:,}} weights<extra></extra>"
-        shown = [max(count, 0.1) for count in counts]  # 0 lies below the logarithmic axis
+        shown = [max(count, 0.1) for count in counts]  # a count of 0 lies below the logarithmic axis
         title = f"{label} ({values.numel():,})"
         return {"x": centers, "y": shown, "customdata": counts, "name": title, "hovertemplate": hover}
 
@@ -97,11 +89,7 @@ def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, 
 
 
 def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in networks") -> go.Figure:
-    """Robust accuracy by the objectives of pretraining (row) and pruning (column); clean accuracy is written below.
-
-    Args:
-        rows: pretrained_for, pruned_for (``dense`` is the network itself), clean_accuracy, robust_accuracy.
-    """
+    """The rows of `experiments.hidden`: accuracies by the objectives of pretraining (down) and pruning (across)."""
     clean, robust = (rows.pivot_table(score, "pretrained_for", "pruned_for", sort=False) for score in SCORES)
     written = zip(robust.to_numpy(), clean.to_numpy(), strict=True)
     heatmap = go.Heatmap(
@@ -123,11 +111,7 @@ def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in network
 
 
 def ablation(rows: DataFrame, *, title: str = "How much data and how many epochs choosing takes") -> go.Figure:
-    """Clean and robust accuracy against the number of images, and of epochs, that the scores were trained with.
-
-    Args:
-        rows: varied (``images`` or ``epochs``), amount, clean_accuracy, robust_accuracy.
-    """
+    """The rows of `experiments.ablate`: accuracies against the number of images, and of epochs."""
     names = [name for name in ("images", "epochs") if (rows.varied == name).any()]
     figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True)
     for column, name in enumerate(names, start=1):

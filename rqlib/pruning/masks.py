@@ -1,7 +1,7 @@
-"""Which weights of a network stay: masks by magnitude, single weights, columns, filters or N:M; applied, and checked.
+"""Masks that say which weights of a network stay: made by magnitude, applied, and checked.
 
-All weights of convolutions and linear layers can go; biases and BatchNorm never, but those of a channel that goes.
-``kept`` = 1 - sparsity.
+All weights of convolutions and linear layers can be removed. Biases and BatchNorm stay, except for those of a channel
+that is removed as a whole. ``kept`` = 1 - sparsity is the fraction of weights that stay.
 """
 
 import copy
@@ -19,23 +19,23 @@ from rqlib.core.parametrizations import steps_of
 from rqlib.core.vocabulary import did_you_mean
 from rqlib.pruning import channels
 from rqlib.pruning.channels import Channels
-from rqlib.pruning.parametrizations import Masked
+from rqlib.pruning.parametrizations import Masked, attach
 
 Masks = dict[str, Tensor]
 """Name of a tensor (``features.0.weight``) -> bool mask, True is kept, of a shape that broadcasts against it."""
 Weights = dict[str, Tensor]
 """Name of a convolution's or linear layer's weight -> its values."""
 Rule = Callable[[Weights, float], Masks]
-"""(weights, kept) -> masks; the projection of weights onto the sparse ones is ``weight * mask``."""
+"""(weights, kept) -> masks. ``weight * mask`` is the projection of a weight onto the sparse ones."""
 
 
 def keep_weights(weight: Tensor, kept: float) -> Tensor:
-    """Mask of exactly ``round(kept N)`` of N weights, those of largest magnitude."""
+    """Mask of the ``round(kept N)`` weights of largest magnitude, of N."""
     return projections.largest(weight, projections.kept_count(kept, weight.numel()))
 
 
 def keep_columns(weight: Tensor, kept: float) -> Tensor:
-    """Mask of the columns of greatest norm, of shape (1, I, ...); a column is one position of every filter."""
+    """Mask of the columns of largest norm, of shape (1, I, ...). A column is the same position in all filters."""
     return keep_weights(projections.column_norms(weight), kept)
 
 
@@ -47,22 +47,22 @@ def keep_two_of_four(weight: Tensor, kept: float) -> Tensor:
 
 
 ENTRIES = {"weights": keep_weights, "columns": keep_columns, "2:4": keep_two_of_four}
-"""Structures that look at each layer alone: name -> (weight, kept) -> mask."""
+"""Structures of which each layer is masked by itself: name -> (weight, kept) -> mask."""
 STRUCTURES = (*ENTRIES, "filters")
 SCOPES = ("layer", "global")
 
 
 def rule(model: nn.Module, structure: str = "weights", *, scope: str = "layer", image: Tensor | None = None) -> Rule:
-    """The rule of a structure for a network.
+    """The rule by which a structure of a network is masked.
 
-    ``filters`` are whole channels: filters, their biases and their BatchNorm, those that are tied together as one
-    (`channels`). In every pool of competing channels ``round(kept C)`` stay, at least one: those of greatest norm over
-    all filters that write to them. The logits' channels all stay.
+    ``filters`` means whole channels: filters with their biases and their BatchNorm, and with everything that is tied
+    to them (`channels`). In every pool of C competing channels ``round(kept C)`` stay, at least one: those of largest
+    norm over all filters that write to them. The channels of the logits all stay.
 
     Args:
         structure: weights, columns, filters or 2:4.
-        scope: the fraction holds in each ``layer``, or over all layers together (``global``, single weights only).
-        image: for ``filters``: one image (1, C, H, W), only its shape matters.
+        scope: the fraction holds in each ``layer``, or over all together (``global``, for single weights only).
+        image: for ``filters``: one image (1, C, H, W), of which only the shape matters.
 
     Raises:
         ValueError: unknown structure or scope; no image for filters; the network cannot be traced.
@@ -72,40 +72,31 @@ def rule(model: nn.Module, structure: str = "weights", *, scope: str = "layer", 
     if scope not in SCOPES or (scope == "global" and structure != "weights"):
         raise ValueError(f"expected scope layer, or global with structure weights, got {scope!r} with {structure!r}")
     if structure == "filters":
-        return partial(_channel_masks, find_channels(model, image), model)
+        return partial(_channel_masks, channels.find(model, image), model)
     return _over_all_layers if scope == "global" else partial(_layer_by_layer, ENTRIES[structure])
-
-
-def find_channels(model: nn.Module, image: Tensor | None) -> Channels:
-    """The numbers of the network's channels; says that an image is needed."""
-    if image is None:
-        raise ValueError("structure filters follows the channels through the network: expected image (1, C, H, W)")
-    return channels.find(model, image)
 
 
 def magnitude_masks(
     model: nn.Module, kept: float, *, structure: str = "weights", scope: str = "layer", image: Tensor | None = None
 ) -> Masks:
-    """Masks of what is largest (least weight magnitude pruned; Han et al. 2015, arXiv 1506.02626).
+    """Masks that keep the weights, or whole structures, of largest magnitude (Han et al. 2015, arXiv 1506.02626).
 
-    Arguments as `rule`; ``kept`` above 0 and at most 1.
+    A warning names the layers that are left without any weight. Other arguments as for `rule`.
 
     Raises:
-        ValueError: as `rule`; kept out of range; a network that is already pruned. Where a layer is left empty
-            a warning says which.
+        ValueError: as `rule`; kept is not above 0 and at most 1; the network is already pruned.
     """
     masks = rule(model, structure, scope=scope, image=image)(dense_weights(model, kept), kept)
     _say_empty(kept, [name for name, mask in masks.items() if not mask.any()])
     return masks
 
 
-def filter_masks(model: nn.Module, kept: float, image: Tensor) -> Masks:
-    """`magnitude_masks` of whole channels; `pruning.remove_channels` takes the others out of the network."""
-    return magnitude_masks(model, kept, structure="filters", image=image)
-
-
 def dense_weights(model: nn.Module, kept: float) -> Weights:
-    """The weights that can go, checked: plain, and not so sparse already that fewer than ``kept`` are not 0."""
+    """The weights that can be removed.
+
+    Raises:
+        ValueError: a weight is parametrized, or fewer of its values are not 0 than the fraction ``kept`` would keep.
+    """
     weights = {}
     for name, layer in layers.weighted_layers(model):
         if parametrize.is_parametrized(layer, "weight"):
@@ -121,26 +112,23 @@ def dense_weights(model: nn.Module, kept: float) -> Weights:
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy in which these tensors are masked (`Masked`).
-
-    Raises:
-        ValueError: masks of another network.
-    """
+    """A copy of a network in which these tensors are masked (`Masked`); a ValueError refuses masks of another one."""
     masked = copy.deepcopy(model)
     shapes = {name: parameter.shape for name, parameter in masked.named_parameters()}
     for name, mask in masks.items():
-        owner, _, tensor = name.rpartition(".")
         if name not in shapes or not _fits(mask.shape, shapes[name]):
             found = f"a tensor {tuple(shapes[name])}" if name in shapes else "no such tensor"
-            raise ValueError(
-                f"mask of {name} {tuple(mask.shape)}: found {found}; masks belong to the network they are of"
-            )
-        parametrize.register_parametrization(masked.get_submodule(owner), tensor, Masked(mask), unsafe=True)
+            shape = tuple(mask.shape)
+            raise ValueError(f"mask of {name} {shape}: found {found}; masks belong to the network they are of")
+        attach(masked, name, Masked(mask))
     return masked
 
 
 def achieved(model: nn.Module) -> pandas.DataFrame:
-    """One row a convolution or linear layer: layer, weights, kept (by its mask), nonzero, fraction (kept / weights)."""
+    """How much of a network stays: one row per convolution or linear layer.
+
+    Columns: layer, weights, kept (by its mask), nonzero, fraction (kept / weights).
+    """
     masks, rows = {name: step.mask for name, step in steps_of(model, Masked).items()}, []
     for name, layer in layers.weighted_layers(model):
         mask = masks.get(f"{name}.weight", torch.ones((), dtype=torch.bool))
@@ -151,12 +139,10 @@ def achieved(model: nn.Module) -> pandas.DataFrame:
 
 
 def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: str = "layer") -> pandas.DataFrame:
-    """`achieved` of a masked network, which must keep ``round(kept N)`` single weights, in each layer or over all.
+    """`achieved` of a masked network, after checking it: an AssertionError says what is wrong.
 
-    Where a layer is left empty a warning says which. Of other structures only this, and that what is masked is 0.
-
-    Raises:
-        AssertionError: it does not, or weights outside its masks are not 0.
+    What is masked must be 0. Of N single weights exactly ``round(kept N)`` must stay, in each layer or over all layers;
+    of other structures the number is not checked. A warning names the layers that are left without any weight.
     """
     found = achieved(model)
     assert (found.nonzero <= found.kept).all(), f"weights outside the masks are not 0:\n{found}"
@@ -171,13 +157,13 @@ def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: s
 
 
 def _say_empty(kept: float, empty: list[str]) -> None:
-    """Warn of what is left without a weight."""
+    """Warn of layers without any weight."""
     if empty:
         warnings.warn(f"kept {kept} leaves no weight in {', '.join(empty)}", stacklevel=3)
 
 
 def channel_norms(weights: Weights, found: Channels) -> Tensor:
-    """Euclidean norm over all filters that write to a channel, (number of channels,)."""
+    """Euclidean norm of all filters that write to each channel together, (number of channels,)."""
     squares = torch.zeros(len(found.fixed))
     for name, rows in found.writes.items():
         if f"{name}.weight" in weights:
@@ -186,7 +172,7 @@ def channel_norms(weights: Weights, found: Channels) -> Tensor:
 
 
 def best_channels(norms: Tensor, pools: list[Tensor], kept: float) -> Tensor:
-    """Of each number, whether it stays: in each pool the ``round(kept C)`` largest, at least one; bool."""
+    """Whether each channel stays, bool: in each pool of C channels the ``round(kept C)`` largest, at least one."""
     stays = torch.ones_like(norms, dtype=torch.bool)
     for numbers in pools:
         count = max(1, projections.kept_count(kept, len(numbers)))
@@ -195,7 +181,7 @@ def best_channels(norms: Tensor, pools: list[Tensor], kept: float) -> Tensor:
 
 
 def channel_rows(model: nn.Module, found: Channels) -> dict[str, Tensor]:
-    """Name of each tensor that writes channels -> their numbers, of a shape that broadcasts against the tensor."""
+    """Name of each tensor that writes only removable channels -> their numbers, which broadcast against it."""
     pooled = torch.zeros_like(found.fixed)
     for numbers in found.pools():
         pooled[numbers] = True
@@ -208,12 +194,8 @@ def channel_rows(model: nn.Module, found: Channels) -> dict[str, Tensor]:
 
 
 def _channel_masks(found: Channels, model: nn.Module, weights: Weights, kept: float) -> Masks:
-    stays = best_channels(channel_norms(weights, found), found.pools(), kept)
-    return {name: stays[rows].to(_device(model)) for name, rows in channel_rows(model, found).items()}
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    stays, device = best_channels(channel_norms(weights, found), found.pools(), kept), next(model.parameters()).device
+    return {name: stays[rows].to(device) for name, rows in channel_rows(model, found).items()}
 
 
 def _layer_by_layer(keep: Callable[[Tensor, float], Tensor], weights: Weights, kept: float) -> Masks:

@@ -1,8 +1,8 @@
-"""A pruned network as a file of about the size that `measures.storage` says, loaded to the same logits.
+"""A pruned network as a file about as small as `measures.storage` says, from which the same network is loaded.
 
-Of a layer's weights the nonzero ones are kept, as they are or by their numbers in a codebook, and where they lie: as a
-bitmap, or as gaps in Rice's code (Rice and Plaunt 1971). Everything else is kept as it is. The file begins with what a
-checkpoint says of its network, as compressed JSON; nothing in it is ever executed.
+For each layer it holds the nonzero weights, as they are or by their numbers in a codebook, and an index of where they
+are: a bitmap, or gaps in Rice's code (Rice and Plaunt 1971). Everything else is stored as it is, after a header of
+compressed JSON. Loading never executes anything from the file.
 """
 
 import io
@@ -27,7 +27,7 @@ _MOST_LOW_BITS = 24
 
 
 def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
-    """Write a plain network (`parametrizations.bake`), atomically. Options and errors as `checkpoints.content`."""
+    """Write a plain network (`parametrizations.bake`) to a file, atomically; arguments and errors as `models.save`."""
     content = checkpoints.content(model, name, spec, **options)
     weights = {f"{layer}.weight" for layer, _ in layers.weighted_layers(model)}
     encoded = {key: (_sparse if key in weights else _raw)(tensor) for key, tensor in content.pop("state").items()}
@@ -40,12 +40,7 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
 
 
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
-    """The network and what else the file says, as `models.load`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: truncated, damaged or foreign; or as `models.load`.
-    """
+    """The network of a file and what else the file says of it; results and errors as `models.load`."""
     start, whole = len(_MAGIC) + _SIZES.size, Path(path).read_bytes()
     size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
     if not whole.startswith(_MAGIC) or zlib.crc32(whole[start:]) != checksum:
@@ -57,13 +52,16 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
 
 
 def _raw(tensor: Tensor) -> tuple[list, bytes]:
-    """(shape and type, bytes) of a tensor as it is."""
+    """(description, bytes) of a tensor as it is; the description is its shape and type."""
     values = tensor.contiguous().numpy()
     return [list(values.shape), values.dtype.str], values.tobytes()
 
 
 def _sparse(weight: Tensor) -> tuple[list, bytes]:
-    """(shape, type and coding, bytes) of a weight: all of its values, or an index and the nonzero ones."""
+    """(description, bytes) of a weight: of all of its values, or of its nonzero values and an index.
+
+    Described by shape, type, number of nonzero values (-1: all are there), size of the codebook, and the index.
+    """
     (shape, dtype), _ = _raw(weight)
     values = weight.contiguous().numpy().ravel()
     positions = values.nonzero()[0]
@@ -76,7 +74,7 @@ def _sparse(weight: Tensor) -> tuple[list, bytes]:
 
 
 def _decoded(stream: io.BytesIO, shape: list[int], dtype: str, count: int | None = None, entries: int = 0, *index):
-    """The tensor that `_raw` or `_sparse` encoded."""
+    """Read the tensor that `_raw` or `_sparse` described and encoded."""
     size = int(numpy.prod(shape))
     if count is None or count < 0:
         return torch.from_numpy(_read_values(stream, size, dtype, entries).reshape(shape))
@@ -86,7 +84,7 @@ def _decoded(stream: io.BytesIO, shape: list[int], dtype: str, count: int | None
 
 
 def _values(values: ndarray) -> tuple[int, bytes]:
-    """(size of the codebook, bytes): the codebook and numbers in it; without one (0) the values as they are."""
+    """(size of the codebook, bytes): the codebook and a number in it for each value; or (0, the values as they are)."""
     codebook, codes = numpy.unique(values, return_inverse=True)
     if cost.with_codebook(len(values), len(codebook), len(codebook)) < 32 * len(values):
         return len(codebook), codebook.tobytes() + _bits(codes, cost.code_bits(len(codebook)))
@@ -99,7 +97,10 @@ def _read_values(stream: io.BytesIO, count: int, dtype: str, entries: int) -> nd
 
 
 def _index(positions: ndarray, size: int) -> tuple[list[int], bytes]:
-    """(low bits and length of the unary part, bytes) of gaps in Rice's code; without these a bitmap."""
+    """(description, bytes) of positions: gaps in Rice's code, or a bitmap if that is no longer.
+
+    Rice's code is described by its number of low bits and the length of its unary part, a bitmap by nothing.
+    """
     gaps = numpy.diff(positions, prepend=-1) - 1
     lengths = [int((gaps >> low).sum()) + len(gaps) * (1 + low) for low in range(_MOST_LOW_BITS)]
     low = int(numpy.argmin(lengths))
@@ -122,7 +123,7 @@ def _read_index(stream: io.BytesIO, count: int, size: int, low: int = 0, length:
 
 
 def _bits(numbers: ndarray, width: int) -> bytes:
-    """Numbers in so many bits each."""
+    """Numbers as so many bits each."""
     return numpy.packbits((numbers.reshape(-1, 1) >> numpy.arange(width)) & 1).tobytes()
 
 

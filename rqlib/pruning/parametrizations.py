@@ -1,17 +1,17 @@
 """What stands between a stored weight and the pruned one: a mask, scores that choose it, or the pull of ADMM."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from rqlib.core.parametrizations import steps_of
 
 
 class Masked(nn.Module):
-    """The entries that a mask keeps, 0 elsewhere; what is not kept has no gradient.
-
-    Args:
-        mask: bool, True is kept; of a shape that broadcasts against the tensor.
-    """
+    """Keeps the entries where a mask is True and sets the others to 0, which have no gradient. The mask broadcasts."""
 
     def __init__(self, mask: Tensor):
         super().__init__()
@@ -21,19 +21,19 @@ class Masked(nn.Module):
         return x * self.mask
 
     def right_inverse(self, x: Tensor) -> Tensor:
-        """What to store: x itself."""
+        """What is stored for the value x: x itself."""
         return x
 
 
 class Scored(nn.Module):
-    """The entries whose scores a rule keeps, 0 elsewhere; the gradient passes straight through the choice.
+    """Keeps the entries that a rule chooses by their scores; the gradient passes straight through the choice.
 
-    ``dL/dS = dL/dW_effective * W * sign(S)``; W has the gradient of a mask.
+    ``dL/dS = dL/dW_effective * W * sign(S)``. The gradient of W is that of `Masked`.
 
     Args:
-        scores: one an entry, or a shape that broadcasts; tensors that stay or go together share them.
-        choose: scores -> mask (bool, True is kept) of their shape.
-        rows: where only some of the scores are this tensor's: their indices, of a shape that broadcasts.
+        scores: one per entry, or of a shape that broadcasts. Tensors that stay or go together share their scores.
+        choose: scores -> mask (bool, True is kept) of the same shape.
+        rows: indices of the scores that belong to this tensor, of a shape that broadcasts against it; None if all do.
 
     Source: HYDRA, Sehwag et al. 2020, arXiv 2002.10509; Ramanujan et al. 2020, arXiv 1911.13299.
     """
@@ -44,15 +44,15 @@ class Scored(nn.Module):
         self.register_buffer("rows", rows)
 
     def mask(self) -> Tensor:
-        """What is kept now: bool, of a shape that broadcasts against the tensor."""
+        """The mask that the scores give now: bool, of a shape that broadcasts against the tensor."""
         return self._mine(self.choose(self.scores.detach()))
 
     def forward(self, x: Tensor) -> Tensor:
-        straight = self.scores.abs() - self.scores.abs().detach()  # 0, with the gradient of |S|
+        straight = self.scores.abs() - self.scores.abs().detach()  # its value is 0, its gradient that of |S|
         return x * (self.mask() + self._mine(straight))
 
     def right_inverse(self, x: Tensor) -> Tensor:
-        """What to store: x itself."""
+        """What is stored for the value x: x itself."""
         return x
 
     def _mine(self, scores: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Scored(nn.Module):
 
 
 class Anchored(nn.Module):
-    """The tensor itself, beside what ADMM pulls it to: ``Z`` (nearest) in the set and the scaled dual ``U``.
+    """Leaves the tensor as it is and holds what ADMM pulls it to: a sparse ``Z`` (nearest) and the scaled dual ``U``.
 
     Source: Boyd et al. 2011, Foundations and Trends in Machine Learning 3(1); Zhang et al. 2018, arXiv 1804.03294.
     """
@@ -80,7 +80,32 @@ class Anchored(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Tensor, growth: float) -> None:
-        """``Z <- mask (x + U)``, ``U <- U + x - Z``, ``rho <- growth rho``; the mask is that of x + U."""
+        """``Z <- mask (x + U)``, ``U <- U + x - Z``, ``rho <- growth rho``; the mask is chosen for x + U."""
         self.nearest.copy_(mask * (x + self.dual))
         self.dual.add_(x - self.nearest)
         self.rho.mul_(growth)
+
+
+def attach(model: nn.Module, name: str, step: nn.Module) -> None:
+    """Let a tensor (``features.0.weight``) pass a parametrization, in place."""
+    owner, _, tensor = name.rpartition(".")
+    parametrize.register_parametrization(model.get_submodule(owner), tensor, step, unsafe=True)
+
+
+def stored_name(name: str) -> str:
+    """Name of the stored tensor behind a tensor that passes parametrizations."""
+    owner, _, tensor = name.rpartition(".")
+    return f"{owner}.parametrizations.{tensor}.original".lstrip(".")
+
+
+def stored(model: nn.Module, kind: type) -> dict[str, Tensor]:
+    """Name of each tensor that passes a parametrization of this kind -> the stored tensor."""
+    return {name: model.get_parameter(stored_name(name)).detach() for name in steps_of(model, kind)}
+
+
+def with_state(plain: nn.Module, parametrized: nn.Module) -> nn.Module:
+    """A copy of a plain network with the stored weights and the statistics of the same network, parametrized."""
+    copied, state = copy.deepcopy(plain), parametrized.state_dict()
+    sources = {name: stored_name(name) for name in copied.state_dict()}
+    copied.load_state_dict({name: state[source if source in state else name] for name, source in sources.items()})
+    return copied

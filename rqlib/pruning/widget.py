@@ -1,4 +1,4 @@
-"""Which weights of any layer each method keeps."""
+"""A browser of layers: which weights does each method keep?"""
 
 from collections.abc import Mapping
 
@@ -13,21 +13,19 @@ from rqlib.pruning.parametrizations import Masked
 
 
 def mask_browser(dense: nn.Module, pruned: Mapping[tuple[str, float], nn.Module]) -> widgets.Explorer:
-    """Histogram of a chosen layer's weights before pruning, and of those that each method keeps of them.
+    """Histogram of the weights of a chosen layer before pruning, and of those that each method keeps.
 
-    Args:
-        dense: the network that was pruned.
-        pruned: (method, kept) -> masked network; without any the dense network is shown alone.
+    ``pruned`` maps (method, kept) to networks. Those without masks, such as those from scratch, are left out.
     """
     weighted = dict(layers.weighted_layers(dense))
-    masks = {
-        key: {name: step.mask for name, step in steps_of(network, Masked).items()} for key, network in pruned.items()
-    }
-    shares = sorted({kept for _, kept in pruned}, reverse=True) or [1.0]
+    masked = {key: steps_of(network, Masked) for key, network in pruned.items()}
+    shares = sorted({kept for (_, kept), steps in masked.items() if steps}, reverse=True) or [1.0]
 
     def draw(layer: str, kept: float) -> go.Figure:
-        weight = weighted[layer].weight.detach()
-        chosen = {method: found[f"{layer}.weight"] for (method, share), found in masks.items() if share == kept}
+        weight, name = weighted[layer].weight.detach(), f"{layer}.weight"
+        chosen = {
+            method: steps[name].mask for (method, share), steps in masked.items() if share == kept and name in steps
+        }
         return figures.kept_histogram(weight, chosen, title=f"{layer}: {kept:g} of {weight.numel():,} weights kept")
 
     return widgets.explorer(

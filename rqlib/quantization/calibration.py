@@ -1,6 +1,5 @@
-"""Before any format: fold BatchNorm, find where signals are quantized, observe their ranges once, freeze them."""
+"""What is done once before a network is put into formats: BatchNorm is folded, ranges of signals are observed."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,52 +16,57 @@ from rqlib.quantization.observers import Range
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A network ready for any format.
+    """A network that is ready to be put into any format.
 
-    ``network``: a copy in eval mode, BatchNorm folded, with an identity module ``quantizers.NAME`` at each
-    point of ``signals`` (point -> its range; empty where activations stay float). ``unfolded``: the
-    BatchNorms that could not be folded. ``ranges``: how a range becomes a scale (`observers.scale`).
+    Attributes:
+        network: a copy in eval mode with BatchNorm folded, with an identity module ``quantizers.NAME`` at each point
+            where a signal is to be quantized.
+        signals: name of a point -> the range of its signal; empty if activations stay float.
+        ranges: how a range becomes a scale, as `observers.scale` takes it.
     """
 
     network: nn.Module
     signals: dict[str, Range]
     ranges: str
-    unfolded: tuple[str, ...]
 
 
 def calibrate(
     model: nn.Module, images: Tensor, *, ranges: str = "minmax", activations: bool = True, batch_size: int = 250
 ) -> Calibrated:
-    """Fold BatchNorm and observe the signals' ranges, in eval mode and float32 whatever the policy.
+    """Fold BatchNorm and observe the ranges of signals, in eval mode and in float32 under every policy.
 
-    A warning names what stays in float: BatchNorms that could not be folded, layers that are neither
-    convolution nor linear yet have parameters.
+    A warning names what stays in float: BatchNorms that could not be folded, and layers that have parameters but are
+    neither convolutions nor linear.
 
     Args:
-        images: plain training images, uint8 or floating point in [0, 1], (N, C, H, W).
-        ranges: minmax | percentile | mse; all but minmax read the images twice.
-        activations: False leaves signals alone, and needs neither images nor a graph.
+        images: plain training images (N, C, H, W), uint8 or floating point in [0, 1].
+        ranges: minmax | percentile | mse. The last two need a histogram and so read the images twice.
+        activations: False leaves signals in float. Then images are not used, and the network need not be traceable.
 
     Raises:
-        ValueError: unknown ranges, images that are none, do not fit or are not in [0, 1], a network that
-            cannot be traced, weights, BatchNorm statistics or signals that are not finite (named).
+        ValueError: unknown ranges; images that do not fit or are not in [0, 1], or none; torch.fx cannot trace the
+            network; a weight, a BatchNorm statistic or a signal is not finite (it is named).
     """
-    if ranges not in observers.METHODS:
-        raise ValueError(f"expected ranges {' | '.join(observers.METHODS)}, got {ranges!r}")
+    observers.check_method(ranges)
     check_weights(model)
-    folded, reason = _folded(parametrizations.bake(model), required=activations)
+    folded, reason = parametrizations.bake(model), "it has no convolution or linear layer of its own before it"
+    try:
+        folded = layers.fold_batchnorm(folded)
+    except ValueError as error:
+        if activations:
+            raise
+        folded, reason = folded.eval(), str(error)
     folded = runtime.active().place(folded)
     check_weights(folded)
-    unfolded = tuple(name for name, _ in layers.batchnorms(folded))
-    _say_what_stays(folded, unfolded, reason)
+    _say_what_stays(folded, reason)
     if not activations:
-        return Calibrated(folded, {}, ranges, unfolded)
+        return Calibrated(folded, {}, ranges)
     network = points.insert(folded, _sample(folded, images))
-    return Calibrated(network, _observe(network, images, batch_size, histogram=ranges != "minmax"), ranges, unfolded)
+    return Calibrated(network, _observe(network, images, batch_size, histogram=ranges != "minmax"), ranges)
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise a ValueError that names the first layer with a NaN or infinite parameter or BatchNorm statistic."""
+    """Raise a ValueError if a parameter or a BatchNorm statistic is NaN or infinite; it names the first such layer."""
     for name, module in model.named_modules():
         tensors = dict(module.named_parameters(recurse=False))
         if isinstance(module, layers.NORMALIZATIONS):
@@ -76,18 +80,9 @@ def check_weights(model: nn.Module) -> None:
                 )
 
 
-def _folded(model: nn.Module, *, required: bool) -> tuple[nn.Module, str]:
-    """A copy with BatchNorm folded, and why one that is left could not be."""
-    try:
-        return layers.fold_batchnorm(model), "it has no convolution or linear layer of its own before it"
-    except ValueError as error:
-        if required:
-            raise
-        return copy.deepcopy(model).eval(), str(error)
-
-
-def _say_what_stays(folded: nn.Module, unfolded: tuple[str, ...], reason: str) -> None:
-    """Warn of what is left in float."""
+def _say_what_stays(folded: nn.Module, reason: str) -> None:
+    """Warn of BatchNorms, left for this reason, and of other layers with parameters that stay in float."""
+    unfolded = [name for name, _ in layers.batchnorms(folded)]
     known = (*layers.WEIGHTED, *layers.NORMALIZATIONS)
     others = [
         f"{name} ({type(module).__name__})"
@@ -102,7 +97,7 @@ def _say_what_stays(folded: nn.Module, unfolded: tuple[str, ...], reason: str) -
 
 @torch.no_grad()
 def _sample(model: nn.Module, images: Tensor) -> Tensor:
-    """The first images, after a check that they are such as the network takes."""
+    """The first two images as a batch, after a check that the network accepts the images."""
     if len(images) == 0:
         raise ValueError("expected calibration images, got none; 1,024 plain training images are plenty")
     if len(images.shape) != 4:
@@ -120,6 +115,7 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: bool) -> dict[str, Range]:
+    """Name of a point -> the range of its signal over all images."""
     maxima, counts = {}, {}
 
     def widen(name: str, signal: Tensor) -> None:
@@ -139,7 +135,7 @@ def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: 
 
 @torch.no_grad()
 def _stream(network: nn.Module, images: Tensor, batch_size: int, look: Callable[[str, Tensor], None]) -> None:
-    """Run the images through the network and show ``look(name, signal)`` every signal to be quantized."""
+    """Run the images through the network and call ``look(name, signal)`` for every signal that is to be quantized."""
     names = [f"quantizers.{name}" for name, _ in network.quantizers.named_children()]
     with layers.watching(network, names, lambda name, _, signal: look(name.removeprefix("quantizers."), signal)):
         for x, _ in data.batches(images, torch.zeros(len(images)), batch_size):

@@ -1,4 +1,4 @@
-"""Weights and signals on the grid of a format, gradients straight through: what quantized networks compute with."""
+"""Fake quantization: a weight or signal is rounded to the values of a format but stays a floating point tensor."""
 
 import copy
 
@@ -10,16 +10,17 @@ from rqlib.quantization.formats import Format
 
 
 class Quantized(nn.Module):
-    """x on the grid of a format: ``scale round(x / scale)``; the gradient passes inside the range and is 0 outside.
+    """Rounds x to the values of a format: ``scale round(x / scale)``.
 
-    With ``masked = False`` it passes everywhere: an attack then also climbs where the range is left.
+    So that the network can be attacked and trained, the gradient passes the rounding unchanged where x is inside the
+    range of the format; it is 0 outside. With ``masked = False`` it passes everywhere, so that an attack is not stopped
+    where signals leave the range.
 
-    As the parametrization of a weight it quantizes the weight, as a module in the flow of a network it
-    quantizes the signal.
+    It is the parametrization of a weight, or a module of a network through which a signal passes.
 
     Args:
-        scale: what one unit of the format is worth; one number, or a shape that broadcasts against x
-            (one scale an output channel).
+        scale: what one unit of the format is worth: one number, or a tensor that broadcasts against x (one scale per
+            output channel).
 
     Source: straight-through estimator, Y. Bengio et al. 2013, arXiv:1308.3432; its mask as in B. Jacob et al.
     2018, arXiv:1712.05877.
@@ -36,7 +37,7 @@ class Quantized(nn.Module):
         return self.format.round(x / self.scale) * self.scale
 
     def right_inverse(self, x: Tensor) -> Tensor:
-        """What to store so that x is computed with: x itself (assigning to ``layer.weight`` works)."""
+        """What is stored when x is assigned to a quantized ``layer.weight``: x itself."""
         return x
 
     def extra_repr(self) -> str:
@@ -53,7 +54,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
         x, scale, format, masked = inputs
-        limit = format.max * (1 + 1e-6) * scale  # a margin: a rounded scale may leave the largest value just outside
+        limit = format.max * (1 + 1e-6) * scale  # with a margin: a rounded scale may put the largest x just outside
         context.save_for_backward(x.abs() <= limit if masked else torch.ones_like(x, dtype=torch.bool))
 
     @staticmethod
@@ -63,14 +64,14 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:
-    """The `Quantized` that a layer's tensor goes through last, None where there is none."""
+    """The last `Quantized` among the parametrizations of a layer's tensor; None if there is none."""
     if not parametrize.is_parametrized(layer, name):
         return None
     return next((step for step in reversed(layer.parametrizations[name]) if isinstance(step, Quantized)), None)
 
 
 def unmasked(model: nn.Module) -> nn.Module:
-    """A copy whose `Quantized` weights and signals pass their gradients everywhere, for attacks."""
+    """A copy for attacks, in which every `Quantized` weight and signal passes its gradient everywhere."""
     twin = copy.deepcopy(model)
     for module in twin.modules():
         if isinstance(module, Quantized):

@@ -1,4 +1,4 @@
-"""Figures of quantization: levels, weights, layers, accuracy against bits, accuracy against size."""
+"""Figures of quantization: values of formats, weights, layers, accuracy against bits and against size."""
 
 import plotly.graph_objects as go
 import torch
@@ -8,12 +8,13 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from rqlib.core import plots
+from rqlib.quantization.choosing import undominated
 from rqlib.quantization.formats import Format
 
 MARKERS = {"INT": "circle", "POT": "diamond", "FLOAT": "square"}
 
 
-def number_lines(formats: list[Format], *, title: str = "What each format can say") -> go.Figure:
+def number_lines(formats: list[Format], *, title: str = "The values of each format") -> go.Figure:
     """The values of each format, each scaled so that its largest is 1."""
     figure = go.Figure()
     for format in formats:
@@ -33,7 +34,7 @@ def number_lines(formats: list[Format], *, title: str = "What each format can sa
 
 
 def weight_histogram(weight: Tensor, quantized: Tensor, *, bins: int = 201, title: str = "") -> go.Figure:
-    """Values of a layer's weights before and after; counts on a logarithmic axis."""
+    """Histogram of the weights of a layer before and after rounding, with counts on a logarithmic axis."""
     reach = max(weight.abs().max().item(), quantized.abs().max().item()) or 1.0
     figure = go.Figure()
     for values, name, shade in ((weight, "float", plots.PALETTE[5]), (quantized, "quantized", plots.PALETTE[1])):
@@ -56,11 +57,11 @@ def weight_histogram(weight: Tensor, quantized: Tensor, *, bins: int = 201, titl
 
 
 def layer_bars(similarity: DataFrame, sensitivity: DataFrame, measure: str, *, title: str = "") -> go.Figure:
-    """Layer by layer: how far the weights moved, and what quantizing that layer alone costs.
+    """For each layer: how far its weights moved (above), and what it costs to quantize that layer alone (below).
 
     Args:
-        similarity: from `quantization.compare`, with the measure's column.
-        sensitivity: rows of `quantization.sweep(per_layer=True)` for one format.
+        similarity: from `quantization.compare`, with a column named like the measure.
+        sensitivity: the rows of `quantization.sweep(per_layer=True)` for one format.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     losses = sensitivity.set_index("layer").accuracy_loss.reindex(similarity.layer)
@@ -74,11 +75,7 @@ def layer_bars(similarity: DataFrame, sensitivity: DataFrame, measure: str, *, t
 
 
 def accuracy_against_bits(sweep: DataFrame, *, title: str = "Accuracy against bits") -> go.Figure:
-    """One line for INT, one for POT, one for FLOAT of each number of exponent bits, whose color says it.
-
-    Args:
-        sweep: from `quantization.sweep`.
-    """
+    """The rows of a sweep: one line for INT, one for POT, and one for each number of exponent bits of FLOAT."""
     figure = go.Figure()
     for name, rows, shade in _lines(sweep):
         line = go.Scatter(
@@ -93,15 +90,15 @@ def accuracy_against_bits(sweep: DataFrame, *, title: str = "Accuracy against bi
         )
         figure.add_trace(line)
     _float_line(figure, sweep)
-    figure.update_xaxes(title="bits a value", dtick=1)
+    figure.update_xaxes(title="bits per value", dtick=1)
     figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero")
     return figure.update_layout(title=title, height=540)
 
 
 def frontier(sweep: DataFrame, *, title: str = "Accuracy against size") -> go.Figure:
-    """Accuracy against the size of the weights; the line joins the formats that nothing smaller beats.
+    """Accuracy of the rows of a sweep against the size of the weights; a line joins those that no smaller one beats.
 
-    Of formats of equal values only the first is drawn.
+    Of several formats with equal values only the first is drawn.
     """
     sweep = sweep[~sweep.duplicate_of.isin(sweep.format)]
     kib = sweep.coded_bits / 8 / 1024
@@ -130,15 +127,8 @@ def frontier(sweep: DataFrame, *, title: str = "Accuracy against size") -> go.Fi
     return figure.update_layout(title=title, height=520)
 
 
-def undominated(sweep: DataFrame) -> DataFrame:
-    """Rows that no row of the same or a smaller size beats in accuracy, by size."""
-    rows = sweep.sort_values(["coded_bits", "accuracy"], ascending=[True, False])
-    before = rows.accuracy.cummax().shift(fill_value=-1.0)
-    return rows[rows.accuracy > before]
-
-
 def _lines(sweep: DataFrame):
-    """(name, rows, color) of every line, FLOAT from few exponent bits to many."""
+    """(name, rows, color) of each line; those of FLOAT in order of their exponent bits."""
     for kind in ("INT", "POT"):
         if (sweep.kind == kind).any():
             yield kind, sweep[sweep.kind == kind], plots.KINDS[kind]
@@ -147,10 +137,11 @@ def _lines(sweep: DataFrame):
     shades = sample_colorscale("Viridis", [0.9 * index / max(len(exponents) - 1, 1) for index in range(len(exponents))])
     for exponent, shade in zip(exponents, shades, strict=True):
         rows = floats[floats.exponent_bits == exponent]
-        yield f"FLOAT, {exponent} exponent bits", rows.sort_values("bits"), shade
+        yield f"FLOAT, {exponent} exponent {'bit' if exponent == 1 else 'bits'}", rows.sort_values("bits"), shade
 
 
 def _float_line(figure: go.Figure, sweep: DataFrame) -> None:
+    """A dashed line at the accuracy of the float network."""
     accuracy = sweep.float_accuracy.iloc[0]
     figure.add_hline(accuracy, line={"color": "#222222", "width": 1, "dash": "dash"})
     note = {"text": f"float {accuracy:.4f}", "showarrow": False, "yshift": 10, "font": {"size": 12}}

@@ -1,9 +1,10 @@
-"""Number formats: INT, POT and FLOAT as one family, with one rounding formula.
+"""Number formats: INT, POT and FLOAT are one family, with one formula for rounding.
 
-With n bits, e exponent bits and m = n - 1 - e mantissa bits, the unscaled values are 0, the normals
-``+-(1 + k / 2^m) 2^x`` for ``x = 2 - 2^(e-1) ... 2^(e-1)`` and the subnormals ``+-(k / 2^m) 2^(smallest x)``.
-There is no infinity and no NaN code. e = 1 is the uniform grid (INT, up to the scale), m = 0 is zero and
-the signed powers of two (POT). A tensor is scaled by ``max|x| / Q`` first, Q being the largest value.
+A format has n bits: a sign, e exponent bits and m = n - 1 - e mantissa bits. Before scaling its values are 0, the
+normal values ``+-(1 + k / 2^m) 2^x`` for ``x = 2 - 2^(e-1) ... 2^(e-1)``, and the subnormal values
+``+-(k / 2^m) 2^(smallest x)``. No code stands for infinity or NaN. With e = 1 the values are evenly spaced: up to the
+scale that is INT. With m = 0 they are 0 and the signed powers of two: that is POT. Before a tensor is rounded it is
+divided by the scale ``max|x| / Q``, where Q is the largest value of the format.
 """
 
 import functools
@@ -22,13 +23,11 @@ LARGEST_BITS, LARGEST_EXPONENT_BITS = 32, 7  # 7 exponent bits: values up to 2^6
 
 @dataclass(frozen=True)
 class Format:
-    """A signed, symmetric number format; ``Format(8, 4)`` is FLOAT_8_E4.
+    """A signed, symmetric number format: ``Format(8, 4)`` is FLOAT_8_E4.
 
-    ``legacy=True`` gives FLOAT with subnormals half as large as they should be and a hole below the
-    smallest normal: a known mistake, kept only for comparison.
-
-    Raises:
-        ValueError: too few or too many bits, or exponent bits outside 1 .. bits - 1.
+    ``legacy=True`` gives a FLOAT whose subnormal values are half as large as they should be, which leaves a hole below
+    the smallest normal value. This is the mistake of the first implementation, kept only for comparison.
+    A ValueError says which numbers of bits are possible.
     """
 
     bits: int
@@ -63,27 +62,27 @@ class Format:
 
     @property
     def significant_bits(self) -> int:
-        """m + 1: a backend whose operands keep as many (TF32: 11, bfloat16: 8) holds every value exactly."""
+        """m + 1. A type that keeps at least as many (TF32: 11, bfloat16: 8) holds every value of the format exactly."""
         return self.mantissa_bits + 1
 
     @property
     def smallest_normal(self) -> float:
-        """2^(2 - 2^(e-1))."""
+        """The smallest normal value, 2^(2 - 2^(e-1))."""
         return 2.0 ** (2 - 2 ** (self.exponent_bits - 1))
 
     @property
     def max(self) -> float:
-        """Q = (2 - 2^-m) 2^(2^(e-1)), the largest value."""
+        """The largest value, Q = (2 - 2^-m) 2^(2^(e-1))."""
         return (2 - 2.0**-self.mantissa_bits) * 2.0**2 ** (self.exponent_bits - 1)
 
     @property
     def unit(self) -> float:
-        """The smallest positive value, a power of two of which every value is a whole multiple."""
+        """The smallest positive value, a power of two. Every value is a whole multiple of it."""
         return self.smallest_normal * 2.0**-self.mantissa_bits / (2 if self.legacy else 1)
 
     @property
     def duplicate_of(self) -> str | None:
-        """Name of the INT (or POT) with the same values, None where this is the first of its values."""
+        """Name of the INT (or else POT) with the same values; None if no format before this one has its values."""
         if self.kind == "INT" or self.legacy:
             return None
         if self.exponent_bits == 1:
@@ -92,7 +91,7 @@ class Format:
 
     @functools.cached_property
     def levels(self) -> Tensor:
-        """All values, ascending; float32, which holds them exactly."""
+        """All values in ascending order, in float32, which holds them exactly."""
         if self.bits > 20:
             raise ValueError(f"{self.name} has 2^{self.bits} values; they are listed up to 20 bits")
         fractions = torch.arange(2**self.mantissa_bits, dtype=torch.float64) / 2**self.mantissa_bits
@@ -102,15 +101,14 @@ class Format:
         return torch.cat([-positive.flip(0), torch.zeros(1, dtype=torch.float64), positive]).float()
 
     def round(self, x: Tensor) -> Tensor:
-        """The value nearest to each element of x, ties to even, saturating at +-Q.
+        """The value of the format that is nearest to each element of x; ties go to even, the result is clipped to +-Q.
 
-        ``step = max(2^floor(log2 |x|), smallest normal) 2^-m``, ``round_half_even(x / step) step``, clipped;
-        a closed form on the bits of x (`rounding`), the same for every format.
+        The result is ``round_half_even(x / step) step`` with ``step = max(2^floor(log2 |x|), smallest normal) 2^-m``,
+        clipped (`rounding`). Infinities become +-Q, NaN stays NaN, and no zero is negative. Gradients do not pass.
 
         Args:
-            x: any shape, in units of the format (already divided by the scale); float32 or float64;
-                narrower floats are rounded in float32 and given back in their own type. Infinities
-                saturate, NaN stays NaN, and no zero is negative. No gradient flows.
+            x: any shape, already divided by the scale. float32 or float64; narrower types are rounded in float32 and
+                returned in their own type. A TypeError refuses what is not floating point.
         """
         if not x.is_floating_point():
             raise TypeError(f"{self.name}: expected floating point values to round, got {x.dtype}")
@@ -119,11 +117,9 @@ class Format:
         return (_out_of_the_hole(self, wide, rounded) if self.legacy else rounded).to(x.dtype)
 
     def round_compiled(self, x: Tensor) -> Tensor:
-        """`round` of a float32 tensor as one compiled loop; the same values (`rounding.clipped_compiled`).
+        """The same values as `round`, of a float32 tensor, by one compiled loop (`rounding.clipped_compiled`).
 
-        Raises:
-            ValueError: x is not float32, or the format is legacy or too fine for float32.
-            RuntimeError: torch.compile does not work on this machine.
+        A ValueError refuses other types and formats that are legacy or too fine for float32.
         """
         if x.dtype != torch.float32 or self.legacy or self.mantissa_bits > 21:
             raise ValueError(f"{self.name} of {x.dtype}: the compiled loop is for float32; use Format.round")
@@ -131,7 +127,7 @@ class Format:
 
 
 def _out_of_the_hole(format: Format, x: Tensor, rounded: Tensor) -> Tensor:
-    """A legacy format has no value between its largest subnormal and its smallest normal: take the nearer one."""
+    """Move values between the largest subnormal and the smallest normal of a legacy format to the nearer of the two."""
     top, smallest = format.smallest_normal / 2 - format.unit, format.smallest_normal
     hole = (rounded.abs() > top) & (rounded.abs() < smallest)
     nearer = (top + (smallest - top) * (x.abs() >= (top + smallest) / 2).to(x.dtype)).copysign(x)
@@ -139,48 +135,41 @@ def _out_of_the_hole(format: Format, x: Tensor, rounded: Tensor) -> Tensor:
 
 
 def INT(bits: int) -> Format:
-    """The uniform grid of 2^(bits-1) - 1 positive values."""
+    """Evenly spaced values, 2^(bits-1) - 1 of them positive."""
     return Format(bits, 1, "INT")
 
 
 def POT(bits: int) -> Format:
-    """Zero and signed powers of two; 2 to 8 bits."""
+    """Zero and signed powers of two, with 2 to 8 bits."""
     return Format(bits, bits - 1, "POT")
 
 
 def FLOAT(bits: int, exponent_bits: int, *, legacy: bool = False) -> Format:
-    """Floating point with subnormals, without infinities and NaN."""
+    """Floating point with subnormal values, without infinities and NaN."""
     return Format(bits, exponent_bits, "FLOAT", legacy)
 
 
-FP8_E4M3 = FLOAT(8, 4)
-"""float8_e4m3fn without its NaN: the same values up to 448, and 480 in the place of NaN."""
-FP8_E5M2 = FLOAT(8, 5)
-"""float8_e5m2 without its infinities: the same values up to 57344, and one more binade."""
-FP6_E2M3, FP6_E3M2, FP4_E2M1 = FLOAT(6, 2), FLOAT(6, 3), FLOAT(4, 2)
-"""The OCP microscaling element types, value for value."""
-
 OCP = {
-    "FP8_E4M3": FP8_E4M3,
-    "FP8_E5M2": FP8_E5M2,
-    "FP6_E2M3": FP6_E2M3,
-    "FP6_E3M2": FP6_E3M2,
-    "FP4_E2M1": FP4_E2M1,
+    "FP8_E4M3": FLOAT(8, 4),
+    "FP8_E5M2": FLOAT(8, 5),
+    "FP6_E2M3": FLOAT(6, 2),
+    "FP6_E3M2": FLOAT(6, 3),
+    "FP4_E2M1": FLOAT(4, 2),
 }
+"""Names of the OCP formats. The codes that FP8 formats spend on infinity and NaN are larger values here."""
 
 GRID: tuple[Format, ...] = (
     *(INT(bits) for bits in range(2, 17)),
     *(POT(bits) for bits in range(2, 9)),
     *(FLOAT(bits, exponent_bits) for bits in range(3, 9) for exponent_bits in range(1, bits - 1)),
 )
-"""The 43 formats of the study, in a fixed order; `Format.duplicate_of` marks those of equal values."""
+"""The 43 formats of the study in a fixed order. Some have the same values as an earlier one (`Format.duplicate_of`)."""
 
 
 def parse(name: "str | Format") -> Format:
-    """The format of a name: INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY, FP8_E4M3; a Format is given back.
+    """The format of a name such as INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY or FP8_E4M3; a `Format` stays.
 
-    Raises:
-        ValueError: unknown name, or a format that cannot be.
+    A ValueError refuses an unknown name or an impossible number of bits.
     """
     if isinstance(name, Format):
         return name
@@ -191,51 +180,3 @@ def parse(name: "str | Format") -> Format:
     if match := re.fullmatch(r"FLOAT_(\d+)_E(\d+)(_LEGACY)?", name):
         return FLOAT(int(match[1]), int(match[2]), legacy=match[3] is not None)
     raise ValueError(did_you_mean("format", name, [*(format.name for format in GRID), *OCP]))
-
-
-def codebook(values: Tensor, bits: int, *, iterations: int = 100) -> Tensor:
-    """A nonuniform set of levels fitted to values: Lloyd's k-means with one center pinned at 0.
-
-    It starts from quantiles and takes no random number, so the same values give the same levels; a center
-    that no value is nearest to moves to the value farthest from its own center.
-
-    Args:
-        values: any shape, finite.
-        bits: 2^bits levels, 0 among them (fewer where there are fewer distinct values).
-
-    Returns:
-        Levels, ascending, float32.
-
-    Source: S. P. Lloyd, Least squares quantization in PCM, 1982.
-    """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"codebook: bits must be 1..16, got {bits}")
-    x = values.detach().double().flatten().sort().values
-    if not x.isfinite().all() or not len(x):
-        raise ValueError("codebook: expected finite values, got NaN, infinity or none at all")
-    distinct = x[x != 0].unique()
-    if len(distinct) < 2**bits:
-        return torch.cat([distinct, distinct.new_zeros(1)]).sort().values.float()
-    sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
-    quantiles = (torch.arange(2**bits - 1, dtype=torch.float64) + 0.5) / (2**bits - 1)
-    centers = x[(quantiles * len(x)).long()]
-    for _ in range(iterations):
-        previous, centers = centers, _lloyd_step(x, sums, centers)
-        if torch.equal(previous, centers):
-            break
-    return torch.cat([centers, centers.new_zeros(1)]).sort().values.float()
-
-
-def _lloyd_step(x: Tensor, sums: Tensor, centers: Tensor) -> Tensor:
-    """Each center to the mean of the values nearest to it; 0 is a center too, and stays."""
-    levels, _ = torch.cat([centers, centers.new_zeros(1)]).sort()
-    edges = torch.searchsorted(x, (levels[1:] + levels[:-1]) / 2)
-    edges = torch.cat([edges.new_zeros(1), edges, edges.new_full((1,), len(x))])
-    counts = edges.diff()
-    means = (sums[edges[1:]] - sums[edges[:-1]]) / counts.clamp(min=1)
-    zero = int((levels == 0).nonzero()[0])
-    empty = (counts == 0).nonzero().flatten().tolist()
-    distances = (x - levels.repeat_interleave(counts)).abs() if empty else x
-    for index, worst in zip(empty, distances.argsort(descending=True).tolist(), strict=False):
-        means[index] = x[worst]
-    return torch.cat([means[:zero], means[zero + 1 :]])

@@ -1,4 +1,4 @@
-"""Convolutions on the processor's 8-bit integer instructions (oneDNN): exact sums, faster than float32."""
+"""Convolutions by the 8-bit integer instructions of a processor (oneDNN). Sums are exact, and faster than float32."""
 
 import functools
 
@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LARGEST = 127
-ZERO_POINT = 128  # signed codes are stored as code + 128, as the instructions want one operand unsigned
+ZERO_POINT = 128  # the instructions want one operand unsigned, so signed codes are stored as code + 128
 
 
 class Conv2d(nn.Module):
-    """A convolution of 8-bit codes: float32 codes in, their exact sums out as float32 (rounded above 2^24).
+    """A convolution of 8-bit codes: float32 in and out, exact up to the rounding of sums above 2^24.
 
-    Args:
-        layer: a convolution without bias whose weights are whole numbers within +-127.
-        nonnegative: whether codes are 0 .. 127 rather than -127 .. 127.
+    The layer has no bias, and its weights are whole numbers from -127 to 127. Codes lie in 0 .. 127 if they are
+    ``nonnegative``, else in -127 .. 127.
     """
 
     def __init__(self, layer: nn.Conv2d, *, nonnegative: bool):
@@ -37,7 +36,7 @@ class Conv2d(nn.Module):
 
 
 def fits(layer: nn.Module, largest_code: float) -> bool:
-    """Whether `Conv2d` can stand for a layer whose input's codes are at most so large."""
+    """Whether `Conv2d` can replace a layer whose input has codes of at most ``largest_code`` in magnitude."""
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return False
     weight = layer.weight
@@ -46,18 +45,18 @@ def fits(layer: nn.Module, largest_code: float) -> bool:
 
 @functools.cache
 def available() -> bool:
-    """Whether this machine and this build of torch compute 8-bit convolutions exactly; found by trying.
+    """Whether this machine and this build of torch compute 8-bit convolutions exactly, found out by trying.
 
-    Processors without the VNNI instructions saturate sums of products at 16 bits; they are not used.
+    Processors without the VNNI instructions clip sums of products to 16 bits; there the answer is False.
     """
     try:
         return all(_is_exact(groups, sign) for groups in (1, 64) for sign in (0, -1))
-    except (RuntimeError, AttributeError, TypeError):  # no oneDNN, or its operators have another form
+    except (RuntimeError, AttributeError, TypeError):  # no oneDNN, or its operators take other arguments
         return False
 
 
 def _is_exact(groups: int, lowest: int) -> bool:
-    """Whether the largest codes give the right sums."""
+    """Whether sums of the largest possible codes are right."""
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=groups)
     rng = torch.Generator().manual_seed(0)
     layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=rng).float() * 2 - LARGEST

@@ -1,9 +1,10 @@
-"""The integer forward of a quantized network: codes in, codes out, nothing rounded in between.
+"""The integer form of a quantized network: it computes with codes, as hardware does.
 
-A code is a value in whole steps of its format: value = code * scale * unit. A convolution or linear layer
-multiplies codes and sums them; the sum is requantized by ``s_w s_x / s_o``, plus the bias, clamped and
-rounded to the codes of its output. Sums, ReLU, pools and flattening work on codes too. What no integer
-unit has (a BatchNorm that could not be folded, sigmoid, ...) works on values, between two grids.
+A code counts the steps of a format: ``value = code * scale * unit``. A convolution or linear layer multiplies codes and
+sums the products without rounding. Only then is the sum requantized: multiplied by ``s_w s_x / s_o``, added to the
+bias, clipped, and rounded to a code of the output. Sums, ReLU, pools and flattening work on codes, too. Operations that
+integer hardware does not have, such as a sigmoid or a BatchNorm that could not be folded, work on values: codes are
+turned into values before them and values into codes after them.
 """
 
 import operator
@@ -23,26 +24,31 @@ ARITHMETIC = ("float64", "float32", "int8")
 
 
 def lower(network: nn.Module, *, arithmetic: str = "float64") -> fx.GraphModule:
-    """The integer form of a network made by `quantization.ptq` with quantized activations: pixels in, logits out.
+    """The integer form of a network made by `quantization.ptq` with quantized activations.
 
-    Its modules ``quantizers.NAME`` give codes, worth ``quantizers.NAME.value_of_code`` each. It has no
-    gradient: for attacks and training use the network itself. Both run in float64 agree to one grid step at
-    every quantized signal; in float32 a value next to the middle of two codes may fall to the other, and pass on.
+    It takes pixels and returns logits. Its modules ``quantizers.NAME`` return codes, each worth
+    ``quantizers.NAME.value_of_code``. It has no gradient; to attack or to train, use the network itself.
+
+    In float64 both agree to one step of the format at every quantized signal. In float32 a value close to the middle
+    between two codes may be rounded to the other one, and later values may differ with it.
 
     Args:
-        arithmetic: how codes are multiplied and summed. float64: exact up to 53 bits, the reference.
-            float32: exact operands, sums rounded to 24 bits. int8: 8-bit integer instructions with exact sums
-            in the convolutions whose codes fit (`int8.fits`), float32 in the others; needs `int8.available`.
+        arithmetic: how codes are multiplied and summed.
+            float64: exact up to 53 bits; the reference.
+            float32: codes are exact, sums are rounded to 24 bits.
+            int8: 8-bit integer instructions with exact sums in the convolutions whose codes fit (`int8.fits`),
+            float32 in the others. The machine must have them (`int8.available`).
 
     Raises:
         ValueError: unknown arithmetic, or a network without quantized activations.
-        RuntimeError: int8 on a machine without it.
+        RuntimeError: int8 on a machine that does not have it.
     """
     if arithmetic not in ARITHMETIC:
         raise ValueError(f"expected arithmetic {' | '.join(ARITHMETIC)}, got {arithmetic!r}")
     if arithmetic == "int8" and not int8.available():
         raise RuntimeError("this machine has no exact 8-bit convolutions; arithmetic='float32' gives the same codes")
-    if not isinstance(network, fx.GraphModule) or not any(isinstance(part, Quantized) for part in quantizers(network)):
+    quantizers = network.quantizers.children() if hasattr(network, "quantizers") else []
+    if not any(isinstance(quantizer, Quantized) for quantizer in quantizers):
         raise ValueError(
             "expected a network of quantization.ptq with quantized activations: without them it has no codes"
         )
@@ -50,28 +56,26 @@ def lower(network: nn.Module, *, arithmetic: str = "float64") -> fx.GraphModule:
 
 
 def best_arithmetic(format: Format, device: torch.device) -> str:
-    """int8 | tf32 | float32: the fastest products that hold every code of a format exactly on a device.
+    """The fastest arithmetic of a device that holds every code of a format exactly: int8 | tf32 | float32.
 
-    int8 where codes are whole and within +-127 (INT up to 8 bits, POT up to 4, FLOAT_n_E2 up to 7) on a
-    processor that has it; tf32 (`lower` in float32 under ``runtime.tf32(True)``) up to 11 significant bits
-    on a GPU; float32 for all.
+    int8, on a processor that has it, for whole numbers from -127 to 127: INT up to 8 bits, POT up to 4 bits,
+    FLOAT_n_E2 up to 7 bits. tf32, on a GPU, for up to 11 significant bits: `lower` in float32 under
+    ``runtime.tf32(True)``.
     """
     if device.type == "cuda":
         return "tf32" if format.significant_bits <= 11 else "float32"
     return "int8" if format.max / format.unit <= int8.LARGEST and int8.available() else "float32"
 
 
-def quantizers(network: nn.Module) -> list[nn.Module]:
-    """The modules at a network's quantized points, in the order of its graph."""
-    return list(network.quantizers.children()) if hasattr(network, "quantizers") else []
-
-
 @dataclass(frozen=True)
 class _Signal:
-    """A value of the network as the new graph holds it: ``clip(node * scale + offset, low, high)``.
+    """How the new graph represents a value of the network: ``clip(node * scale + offset, low, high)``.
 
-    ``scale`` is None where the node is the value itself; one number, without offset, where it is codes.
-    ``sum``: the node is a sum of codes that nobody else reads. ``largest``: magnitude of the codes.
+    Attributes:
+        scale: None if the node holds the value itself; one number, and no offset, if it holds codes.
+        sum: whether the node is a sum of codes that nothing else reads.
+        largest: the largest magnitude of the codes.
+        nonnegative: whether no code is negative.
     """
 
     node: fx.Node
@@ -85,13 +89,13 @@ class _Signal:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether what commutes with a factor can work on the node itself."""
+        """Whether the value is the node times one number, so that operations like pools can work on the node."""
         clipped = self.low > -torch.inf or self.high < torch.inf
         return self.scale is not None and self.scale.numel() == 1 and self.offset is None and not clipped
 
 
 class _Lowering:
-    """One pass over the quantized graph; ``signals`` maps its nodes to the new graph's."""
+    """One pass over a quantized network's graph: ``signals`` maps its nodes to what represents them in the new one."""
 
     def __init__(self, network: fx.GraphModule, arithmetic: str):
         self.network, self.arithmetic = network, arithmetic
@@ -109,7 +113,7 @@ class _Lowering:
         kind, scaled = points.kind(self.network, node), all(signal.is_scaled for signal in inputs)
         if node.op == "placeholder":
             return _Signal(self.graph.call_method("to", (self.graph.node_copy(node), self.dtype)))
-        if self._is_quantizer(node):
+        if node.op == "call_module" and isinstance(self.network.get_submodule(node.target), Quantized):
             return self._requantize(node, inputs[0])
         if kind == points.WEIGHTED and scaled:
             return self._multiply(node, inputs[0])
@@ -125,9 +129,6 @@ class _Lowering:
         if points.is_shape(node):
             return _Signal(self._copy(node, lambda source: self.signals[source].node))
         return _Signal(self._copy(node, self._value))
-
-    def _is_quantizer(self, node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(self.network.get_submodule(node.target), Quantized)
 
     def _requantize(self, node: fx.Node, signal: _Signal) -> _Signal:
         quantizer = self.network.get_submodule(node.target)
@@ -149,8 +150,9 @@ class _Lowering:
     def _multiply(self, node: fx.Node, signal: _Signal) -> _Signal:
         layer = self.network.get_submodule(node.target)
         codes, scale = weight_codes(layer)
-        channels = (-1, *[1] * (codes.dim() - 2))  # how one number a channel broadcasts against the sums
-        part = _with_weight(layer, codes.to(self.dtype))
+        channels = (-1, *[1] * (codes.dim() - 2))  # so that one number per channel broadcasts against the sums
+        part = parametrizations.bake(layer)
+        part.weight, part.bias = nn.Parameter(codes.to(self.dtype), requires_grad=False), None
         if self.arithmetic == "int8" and int8.fits(part, signal.largest):
             part = int8.Conv2d(part, nonnegative=signal.nonnegative)
         offset = None if layer.bias is None else layer.bias.detach().double().view(channels)
@@ -163,15 +165,15 @@ class _Lowering:
         return _Signal(total, first.scale, sum=True)
 
     def _keep(self, node: fx.Node, signal: _Signal) -> _Signal:
-        """An operation that commutes with the scale: pools, flattening, ReLU."""
+        """An operation that may come before or after scaling: pools, flattening, ReLU. It works on the codes."""
         moved = self._copy(node, lambda source: self.signals[source].node)
-        if points.kind(self.network, node) == points.AVERAGE:  # no longer whole
+        if points.kind(self.network, node) == points.AVERAGE:  # means of codes are not whole numbers
             return _Signal(moved, signal.scale)
         nonnegative = signal.nonnegative or points.is_relu(self.network, node)
         return _Signal(moved, signal.scale, largest=signal.largest, nonnegative=nonnegative)
 
     def _value(self, source: fx.Node) -> fx.Node:
-        """The node of what a signal is worth."""
+        """The node that holds the value of a signal."""
         signal = self.signals[source]
         if signal.scale is None:
             return signal.node
@@ -180,7 +182,7 @@ class _Lowering:
         return self._call(f"values.{source.name}", part, signal.node)
 
     def _copy(self, node: fx.Node, source_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
-        """The same operation in the new graph, in its arithmetic."""
+        """The same operation in the new graph, with its tensors in the type of the arithmetic."""
         if node.op == "call_module":
             part = parametrizations.bake(self.network.get_submodule(node.target))
             self.parts[node.target] = part.to(self.dtype)
@@ -190,26 +192,20 @@ class _Lowering:
         return self.graph.node_copy(node, source_of)
 
     def _call(self, name: str, part: nn.Module, source: fx.Node) -> fx.Node:
-        while name in self.parts:  # a layer that is called again has another input
+        """Call a module under this name in the new graph."""
+        while name in self.parts:  # a layer that is called again has an input of another scale
             name += "_again"
         self.parts[name] = part
         return self.graph.call_module(name, (source,))
 
 
 def weight_codes(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A layer's weight as codes, and what one is worth: float64, one number or one an output channel.
+    """The codes of a layer's weight, and what one code is worth: float64, one number or one per output channel.
 
-    A weight that is not quantized is its own codes.
+    A weight that is not quantized is its own code, worth 1.
     """
     weight, quantizer = layer.weight.detach(), fake_quantize.quantizer(layer)
     if quantizer is None:
         return weight, torch.ones(1, dtype=torch.float64, device=weight.device)
     worth = unit(quantizer.format)
     return quantizer.format.round(weight / quantizer.scale) / worth, quantizer.scale.double().flatten() * worth
-
-
-def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """A copy of a layer with another weight and no bias."""
-    part = parametrizations.bake(layer)
-    part.weight, part.bias = nn.Parameter(weight, requires_grad=False), None
-    return part

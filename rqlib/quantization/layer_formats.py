@@ -1,4 +1,4 @@
-"""Put the weight and the bias of layers on the grid of a format."""
+"""Put the weight and the bias of single layers into a format, in place."""
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
@@ -10,15 +10,15 @@ from rqlib.quantization.requantize import unit
 
 GRANULARITIES = ("tensor", "channel")
 SEED_BIASES = {"INT": formats.INT(32), "POT": formats.POT(8), "FLOAT": formats.FLOAT(16, 7)}
-"""Kind of the weight's format -> format of the bias, in units of the layer's sum, as the seed has it."""
+"""Kind of a weight's format -> format of the bias in units of the layer's sum, as in the first implementation."""
 
 
 def quantize_weight(layer: nn.Module, format: Format, granularity: str = "tensor", ranges: str = "minmax") -> None:
-    """Put a layer's weight on the grid of a format, in place, by a parametrization.
+    """Put a layer's weight into a format by a parametrization; the stored weight stays as it is.
 
     Args:
-        granularity: one scale a ``tensor``, or one an output ``channel``.
-        ranges: ``mse`` for the scale of least error; otherwise the largest magnitude is the largest value.
+        granularity: one scale per ``tensor``, or one per output ``channel``.
+        ranges: ``mse`` for the scale of least error. Any other word means ``minmax`` (`observers.scale`).
     """
     weight = layer.weight.detach()
     rows = weight.flatten(1) if granularity == "channel" else weight.reshape(1, -1)
@@ -29,13 +29,10 @@ def quantize_weight(layer: nn.Module, format: Format, granularity: str = "tensor
 
 
 def quantize_biases(network: fx.GraphModule, biases: dict[str, Format]) -> None:
-    """Put each quantized layer's bias on a grid in units of what one code of its sum is worth, ``s_x s_w``, in place.
+    """Put the bias of each quantized layer into a format, in units of what one code of the layer's sum is worth.
 
-    A layer that is called again keeps the unit of its first call.
-
-    Args:
-        network: with quantized signals.
-        biases: kind of the weight's format -> format of the bias.
+    That unit is ``s_x s_w``, the scale of the layer's input times that of its weight, at the layer's first call.
+    ``biases`` maps the kind of the weight's format to the format of the bias.
     """
     for node in network.graph.nodes:
         if points.kind(network, node) != points.WEIGHTED:

@@ -1,8 +1,9 @@
-"""Where the signals of a network are quantized, found on its graph (torch.fx).
+"""The points of a network where its signals are quantized, found on its graph (torch.fx).
 
-After each convolution, linear layer, average pool, sum and concatenation, behind the activation function
-that belongs to it; and wherever a convolution or linear layer would otherwise read values that are on no
-grid: the network's normalized input, a BatchNorm that could not be folded, an operation not listed here.
+A signal is quantized after each convolution, linear layer, average pool, sum and concatenation. If an activation
+function follows and is the only reader, the point lies after it. A signal is also quantized wherever a convolution or
+linear layer would otherwise read values that are not quantized: the normalized image, the output of a BatchNorm that
+could not be folded, and the output of an operation that is not listed here.
 """
 
 import operator
@@ -10,12 +11,13 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from rqlib.core import layers
 
 ACTIVATION = "activation"  # belongs to the operation before it
-AVERAGE, SUM, CONCAT, WEIGHTED = "average", "sum", "concat", "weighted"  # quantized behind
-KEEP = "keep"  # moves values or selects among them: what was on a grid still is
+AVERAGE, SUM, CONCAT, WEIGHTED = "average", "sum", "concat", "weighted"  # their results are quantized
+KEEP = "keep"  # moves values or selects among them, so quantized values stay quantized
 OTHER = "other"
 QUANTIZED = (WEIGHTED, AVERAGE, SUM, CONCAT)
 
@@ -48,42 +50,43 @@ RELUS = (nn.ReLU, torch.relu, F.relu, "relu", "relu_")
 
 
 def insert(model: nn.Module, sample: Tensor) -> fx.GraphModule:
-    """A network's graph with an identity module ``quantizers.NAME`` at every point; it shares the network's layers.
+    """The graph of a network in eval mode, with an identity module ``quantizers.NAME`` at every point.
 
-    Args:
-        model: in eval mode.
-        sample: a batch of images, to learn which values of the graph are tensors.
-
-    Raises:
-        ValueError: torch.fx cannot trace the network.
+    The result shares its layers with the network. The network runs once on the sample, a batch of images, to learn
+    which values of the graph are tensors. A ValueError says why torch.fx cannot trace the network.
     """
     network = fx.GraphModule(model, layers.trace(model), type(model).__name__)
     with torch.no_grad():
-        signals = _Signals(network, sample)
+        ShapeProp(network).propagate(sample)  # notes which values are tensors
     sources = {_behind_activation(network, node) for node in network.graph.nodes if kind(network, node) in QUANTIZED}
     sources |= {
         node.all_input_nodes[0]
         for node in network.graph.nodes
         if kind(network, node) == WEIGHTED and not _is_quantized(network, node.all_input_nodes[0], sources)
     }
-    for node in [node for node in network.graph.nodes if node in sources and node in signals.nodes]:
-        _insert_behind(network, node)
+    for node in [node for node in network.graph.nodes if node in sources and _is_float_tensor(node)]:
+        network.add_submodule(f"quantizers.{node.name}", nn.Identity())
+        with network.graph.inserting_after(node):
+            point = network.graph.call_module(f"quantizers.{node.name}", (node,))
+        node.replace_all_uses_with(point)
+        point.args = (node,)
     network.recompile()
     return network
 
 
 def kind(network: fx.GraphModule, node: fx.Node) -> str:
-    """What an operation does to the grid its input is on."""
+    """What kind of operation a node is: one of the words above."""
     if node.op == "call_module":
         module = network.get_submodule(node.target)
         return next((name for name, types in _MODULES.items() if isinstance(module, types)), OTHER)
     table = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
     found = next((name for name, targets in table.items() if node.target in targets), OTHER)
-    return OTHER if found == SUM and len(_signal_inputs(node)) < 2 else found
+    signals = [source for source in node.all_input_nodes if source.op != "get_attr"]  # no parameters or constants
+    return OTHER if found == SUM and len(signals) < 2 else found
 
 
 def is_identity(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an operation gives its input back: what is left of a folded BatchNorm, dropout in eval mode."""
+    """Whether an operation returns its input unchanged: the rest of a folded BatchNorm, or dropout in eval mode."""
     return node.op == "call_module" and isinstance(network.get_submodule(node.target), nn.Identity | nn.Dropout)
 
 
@@ -93,7 +96,7 @@ def is_shape(node: fx.Node) -> bool:
 
 
 def bounds(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    """(lowest, highest) of an activation that only clips: ReLU, ReLU6, hardtanh; None of another."""
+    """(lowest, highest) value of an activation that only clips: ReLU, ReLU6, hardtanh. None for any other."""
     module = network.get_submodule(node.target) if node.op == "call_module" else None
     if isinstance(module, nn.Hardtanh):  # ReLU6 is one
         return module.min_val, module.max_val
@@ -107,27 +110,13 @@ def is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
     return node.target in RELUS
 
 
-def _signal_inputs(node: fx.Node) -> list[fx.Node]:
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
-
-
-class _Signals(fx.Interpreter):
-    """Runs the network once; ``nodes`` are those whose value is a floating point tensor."""
-
-    def __init__(self, network: fx.GraphModule, sample: Tensor):
-        super().__init__(network)
-        self.nodes: set[fx.Node] = set()
-        self.run(sample)
-
-    def run_node(self, node: fx.Node):
-        value = super().run_node(node)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            self.nodes.add(node)
-        return value
+def _is_float_tensor(node: fx.Node) -> bool:
+    found = node.meta.get("tensor_meta")
+    return isinstance(found, TensorMetadata) and found.dtype.is_floating_point
 
 
 def _behind_activation(network: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The activation that alone reads the node, or the node itself; a folded BatchNorm or dropout may lie between."""
+    """The activation that alone reads a node, directly or through identities, or the node itself if there is none."""
     last = node
     while len(node.users) == 1:
         (node,) = node.users
@@ -139,7 +128,7 @@ def _behind_activation(network: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 def _is_quantized(network: fx.GraphModule, node: fx.Node, sources: set[fx.Node]) -> bool:
-    """Whether the node's value comes from a quantized one through operations that keep the grid."""
+    """Whether a value comes from a quantized one through operations that keep it quantized."""
     while node not in sources:
         if kind(network, node) != KEEP and not is_relu(network, node):
             return False
@@ -147,17 +136,8 @@ def _is_quantized(network: fx.GraphModule, node: fx.Node, sources: set[fx.Node])
     return True
 
 
-def _insert_behind(network: fx.GraphModule, node: fx.Node) -> None:
-    name = f"quantizers.{node.name}"
-    network.add_submodule(name, nn.Identity())
-    with network.graph.inserting_after(node):
-        point = network.graph.call_module(name, (node,))
-    node.replace_all_uses_with(point)
-    point.args = (node,)
-
-
 def origin(network: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """The quantized point whose grid a value is on, seen through the operations that keep it."""
+    """The quantized point that a value comes from, through operations that keep it quantized."""
     while not str(node.target).startswith("quantizers."):
         node = node.all_input_nodes[0]
     return node

@@ -1,8 +1,4 @@
-"""Post-training quantization of any network, and the sweep over many formats.
-
-Bias rules: ``float`` leaves biases alone; ``seed`` puts them on a grid in units of the layer's sum, ``s_x s_w``:
-integers of 32 bits for INT, POT_8 for POT, FLOAT_16_E7 for FLOAT.
-"""
+"""Post-training quantization: a trained network is put into a number format without further training."""
 
 import copy
 from collections.abc import Mapping
@@ -29,21 +25,24 @@ def ptq(
     ranges: str = "minmax",
     bias: str = "float",
 ) -> nn.Module:
-    """A quantized copy of a network: weights and signals on the grid of a format, gradients straight through.
+    """A quantized copy of a network: its weights and signals take only values of a format.
 
-    It computes ``scale round(x / scale)`` in floating point, for attacks and to be trained on (`training.fit`);
-    `quantization.lower` gives its integer form. Signals are quantized where `quantization_points` says; the first
-    is the normalized image. Under a bfloat16 policy autocast rounds operands once more: scores are for
-    float32, or for `sweep`.
+    The copy computes ``scale round(x / scale)`` in floating point, and gradients pass the rounding (`Quantized`), so it
+    can be attacked and trained further. `quantization.lower` gives its integer form. Signals are quantized at the
+    points that `points` describes; the first is the normalized image. Score the copy in float32 or by
+    `quantization.sweep`: under a bfloat16 policy autocast would round the quantized values once more.
 
     Args:
-        model: pixels to logits; any network that torch.fx can trace (weights alone: any network).
-        format: of the weights; or layer name -> format, layers without one stay float.
-        calibration_images: plain training images, uint8 or in [0, 1]; 1,024 are plenty.
-        granularity: one weight scale a ``tensor``, or one an output ``channel``.
-        activations: True for the format of the weights, False for none, or a format.
-        ranges: minmax | percentile (of signals; weights keep minmax) | mse.
-        bias: float | seed.
+        model: pixels to logits; any network that torch.fx can trace. With ``activations=False`` any network.
+        format: of the weights; or a mapping of layer names to formats, where layers that are not named stay float.
+        calibration_images: plain training images, uint8 or floating point in [0, 1]; 1,024 are enough.
+        granularity: one scale per weight ``tensor``, or one per output ``channel``.
+        activations: the format of the signals; True for that of the weights, False to leave signals in float.
+        ranges: how the range of a signal or weight becomes a scale: minmax | percentile | mse (`observers.scale`).
+            With percentile, weights still use minmax.
+        bias: ``float`` leaves biases as they are. ``seed``, the rule of the first implementation, rounds each bias in
+            units of what one code of the layer's sum is worth: to a 32-bit integer for INT, to POT_8 for POT, to
+            FLOAT_16_E7 for FLOAT.
 
     Raises:
         ValueError: as `calibration.calibrate` and `apply`.
@@ -60,11 +59,11 @@ def apply(
     activations: bool | Format | str = True,
     bias: str = "float",
 ) -> nn.Module:
-    """A copy of a calibrated network on the grid of a format. Arguments as `ptq`.
+    """A copy of a calibrated network in a format. Arguments as `ptq`.
 
     Raises:
-        ValueError: unknown option or layer; one format for the signals cannot be told; a bias rule that
-            needs quantized signals where there are none.
+        ValueError: an option or layer is unknown; weights have different formats and none is given for the signals;
+            ``bias="seed"`` without quantized signals.
     """
     if granularity not in layer_formats.GRANULARITIES:
         raise ValueError(f"expected granularity {' | '.join(layer_formats.GRANULARITIES)}, got {granularity!r}")
@@ -76,7 +75,11 @@ def apply(
     for name, chosen in _weight_formats(network, format).items():
         layer_formats.quantize_weight(network.get_submodule(name), chosen, granularity, calibrated.ranges)
     if calibrated.signals and activations is not False:
-        chosen = _signal_format(format, activations)
+        if activations is True and isinstance(format, Mapping):
+            raise ValueError(
+                "each layer has its own format; say which one the signals take: activations=INT(8), or False"
+            )
+        chosen = parse(format if activations is True else activations)
         for name, observed in calibrated.signals.items():
             scale = observers.scale(observed, chosen, calibrated.ranges)
             setattr(network.quantizers, name, Quantized(chosen, scale))
@@ -86,17 +89,10 @@ def apply(
 
 
 def _weight_formats(network: nn.Module, format: Formats) -> dict[str, Format]:
+    """Layer name -> format of its weight."""
     names = [name for name, _ in layers.weighted_layers(network)]
     if not isinstance(format, Mapping):
         return dict.fromkeys(names, parse(format))
     if unknown := set(format) - set(names):
         raise ValueError(f"no convolution or linear layer is named {sorted(unknown)}; there are {', '.join(names)}")
     return {name: parse(chosen) for name, chosen in format.items()}
-
-
-def _signal_format(format: Formats, activations: bool | Format | str) -> Format:
-    if activations is not True:
-        return parse(activations)
-    if isinstance(format, Mapping):
-        raise ValueError("weights have a format a layer; say which the signals take, activations=INT(8), or False")
-    return parse(format)

@@ -1,4 +1,4 @@
-"""From sums of codes to codes, and from codes to values: the pointwise steps of the integer forward."""
+"""The pointwise steps of the integer form of a network: from sums of codes to codes, and from codes to values."""
 
 import math
 
@@ -8,27 +8,28 @@ from torch import Tensor, nn
 from rqlib.quantization import rounding
 from rqlib.quantization.formats import Format
 
-BLOCK = 2**17  # values requantized at a time on a processor: they stay in its cache
+BLOCK = 2**17  # so many values are requantized at a time on a processor, so that they stay in its cache
 
 
 def unit(format: Format) -> float:
-    """What one code is worth before scaling: the smallest value of the format, so that codes are whole numbers.
+    """What one code of a format is worth before scaling: its smallest positive value, so that codes are whole numbers.
 
-    With 6 or 7 exponent bits products of whole codes leave the range of float32; there it is the largest
-    power of two of the format, which changes nothing but exponents.
+    With 6 or 7 exponent bits, though, products of whole codes would leave the range of float32. There it is the
+    largest power of two of the format, which changes only the exponents of codes.
     """
     return format.unit if format.exponent_bits < 6 else 2.0 ** math.floor(math.log2(format.max))
 
 
 class Requantize(nn.Module):
-    """``round(clip(x multiplier + offset, low, high))`` in codes of a format.
+    """Turns sums of codes into codes of the output's format: ``round(clip(x multiplier + offset, low, high))``.
 
     Args:
-        multiplier: ``s_w s_x / s_o``; one number, or one a channel (it broadcasts against x).
-        offset: the bias in units of the output's codes, None for 0.
-        low, high: in codes; a ReLU is ``low=0``.
-        value_of_code: what one code is worth, ``s_o unit``.
-        overwrite: x is a sum that nobody else reads, and its memory may hold the codes.
+        multiplier: ``s_w s_x / s_o`` of the scales of weight, input and output; one number, or one per channel (it
+            broadcasts against x).
+        offset: the bias in units of the output's codes; None for 0.
+        low, high: the range of the output in codes; a ReLU is ``low=0``.
+        value_of_code: what one code of the output is worth, ``s_o unit``.
+        overwrite: whether the codes may be written into the memory of x, because nothing else reads x.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Requantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         codes = x if self.overwrite else torch.empty_like(x)
         multiplier, offset = self.multiplier, self.offset
-        if not _has_rows(x):
+        large = x.dim() == 4 and x.numel() > BLOCK and x.device.type == "cpu"
+        if not (large and x.is_contiguous(memory_format=torch.channels_last)):
             return self._codes(x, codes, multiplier, offset)
         channels = x.shape[1]
         size = max(BLOCK // channels, 1)
-        flat = (tensor if tensor is None else tensor.flatten() for tensor in (multiplier, offset))
-        multiplier, offset = flat
+        multiplier = multiplier.flatten()
+        offset = None if offset is None else offset.flatten()
         for source, target in zip(_rows(x).split(size), _rows(codes).split(size), strict=True):
             self._codes(source, target, multiplier, offset)
         return codes
@@ -70,16 +72,13 @@ class Requantize(nn.Module):
         codes.clamp_(self.low, self.high)
         if self.format.legacy:
             return codes.copy_(self.format.round(codes * self.unit) / self.unit)
-        if self.format.exponent_bits == 1:  # codes are the whole numbers
+        if self.format.exponent_bits == 1:  # every whole number is a code
             return codes.round_()
         return rounding.snap_(codes, self.format.smallest_normal / self.unit, self.format.mantissa_bits)
 
-    def extra_repr(self) -> str:
-        return f"{self.format.name}, codes {self.low:g} .. {self.high:g} of {self.value_of_code:g}"
-
 
 class Value(nn.Module):
-    """``clip(x scale + offset, low, high)``: what codes, or sums of them, are worth."""
+    """Turns codes, or sums of codes, into the values that they stand for: ``clip(x scale + offset, low, high)``."""
 
     def __init__(self, scale: Tensor, offset: Tensor | None, low: float, high: float):
         super().__init__()
@@ -92,12 +91,6 @@ class Value(nn.Module):
         return value.clamp(self.low, self.high) if self.low > -torch.inf or self.high < torch.inf else value
 
 
-def _has_rows(x: Tensor) -> bool:
-    """Whether a batch of maps is held pixel by pixel (channels_last) and is worth cutting into pieces."""
-    large = x.dim() == 4 and x.numel() > BLOCK and x.device.type == "cpu"
-    return large and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) in channels_last as (B H W, C), the same memory."""
+    """A view (B H W, C) of a tensor (B, C, H, W) in channels_last."""
     return x.permute(0, 2, 3, 1).view(-1, x.shape[1])

@@ -1,9 +1,9 @@
-"""Round to floating point steps in closed form: no logarithm, no division, no table of values.
+"""Round to the values of a floating point grid by a formula on the bits of x: no logarithm, division or table.
 
-A grid is three numbers: its ``largest`` value, its ``smallest`` normal (a power of two, below which the
-step stays the same) and its ``mantissa_bits`` m. The step at x is ``max(2^floor(log2 |x|), smallest) 2^-m``.
-2^floor(log2 |x|) is x with all but its exponent field masked out, and adding and subtracting
-``1.5 step 2^23`` rounds a float32 to a multiple of step, ties to even.
+A grid is given by three numbers: its ``largest`` value, its ``smallest`` normal value (a power of two, below which the
+step no longer shrinks) and its ``mantissa_bits`` m. The step at x is ``max(2^floor(log2 |x|), smallest) 2^-m``.
+``2^floor(log2 |x|)`` is what remains of x when all bits but its exponent field are set to 0. Adding
+``1.5 step 2^23`` to a float32 and subtracting it again rounds it to a multiple of the step, ties to even.
 """
 
 import functools
@@ -12,16 +12,17 @@ import warnings
 import torch
 from torch import Tensor
 
-BLOCK = 2**18  # values rounded at a time on a processor: they stay in its cache
+BLOCK = 2**18  # so many values are rounded at a time on a processor, so that they stay in its cache
 _FRACTION_BITS = {torch.float32: 23, torch.float64: 52}
 _EXPONENT_FIELD = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
 
 def clipped(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
-    """x clipped to +-largest, which is on the grid, and rounded; infinities saturate, NaN stays NaN.
+    """x clipped to +-largest and rounded. Infinities become +-largest, NaN stays NaN.
 
     Args:
-        x: float32 (at most 21 mantissa bits) or float64 (at most 50), any shape.
+        x: any shape; float32 for grids of at most 21 mantissa bits, float64 for at most 50.
+        largest: a value of the grid.
     """
     if x.device.type != "cpu" or x.numel() <= BLOCK or not _is_dense(x):
         return _kernel(x, largest, smallest, _shift(x.dtype, mantissa_bits))
@@ -32,24 +33,21 @@ def clipped(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> T
 
 
 def snap_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
-    """Round x in place, without clipping; |x| below 2^(126 - 23 + m)."""
+    """Round x in place, without clipping. Magnitudes of a float32 must be below 2^(126 - 23 + m)."""
     shifts = power_of_two(x).clamp_(min=smallest).mul_(_shift(x.dtype, mantissa_bits))
     return x.add_(shifts).sub_(shifts)
 
 
 def power_of_two(x: Tensor) -> Tensor:
-    """2^floor(log2 |x|), the exponent field alone; 0 below the smallest normal float."""
+    """2^floor(log2 |x|), from the exponent field of x; 0 if |x| is below the smallest normal float."""
     integer, mask = _EXPONENT_FIELD[x.dtype]
     return (x.view(integer) & mask).view(x.dtype)
 
 
 def clipped_compiled(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
-    """`clipped` of a float32 tensor as one compiled loop (torch.compile): the same values.
+    """The same values as `clipped`, of a float32 tensor, by one loop that torch.compile makes for every grid and shape.
 
-    The first call compiles for some seconds; what was compiled serves every grid and shape.
-
-    Raises:
-        RuntimeError: torch.compile does not work on this machine (no C++ compiler, say).
+    The first call takes some seconds. A RuntimeError says why torch.compile does not work on this machine.
     """
     kernel = _compiled_kernel(x.device)
     flat = _flat(x) if _is_dense(x) else x.flatten()
@@ -60,10 +58,10 @@ def clipped_compiled(x: Tensor, largest: float, smallest: float, mantissa_bits: 
 
 @functools.cache
 def _compiled_kernel(device: torch.device):
-    """The compiled loop for flat tensors of any length, compiled by one call on a short one."""
+    """The compiled loop for flat tensors of any length; a call on a short tensor makes torch compile it."""
     kernel = torch.compile(_kernel, dynamic=True, fullgraph=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler's own imports warn of
+        warnings.simplefilter("ignore")  # the compiler's own imports raise warnings
         try:
             kernel(torch.ones(1024, device=device), *(torch.ones((), device=device) for _ in range(3)))
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -81,15 +79,15 @@ def _kernel(x: Tensor, largest: float | Tensor, smallest: float | Tensor, shift:
 
 
 def _shift(dtype: torch.dtype, mantissa_bits: int) -> float:
-    """What times 2^floor(log2 |x|) has the wanted step as its own last place."""
+    """The factor f such that the last binary place of ``f 2^floor(log2 |x|)`` is worth the step at x."""
     return 1.5 * 2.0 ** (_FRACTION_BITS[dtype] - mantissa_bits)
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether the values fill a stretch of memory, in whatever order of the axes."""
+    """Whether the values fill one stretch of memory without gaps, in any order of the axes."""
     return x.stride() == torch.empty_like(x, device="meta").stride()
 
 
 def _flat(x: Tensor) -> Tensor:
-    """A dense tensor's values in the order of memory."""
+    """The values of a dense tensor in the order of memory."""
     return x.as_strided((x.numel(),), (1,))

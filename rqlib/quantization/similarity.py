@@ -1,8 +1,7 @@
-"""How far a quantized network's weights are from the float ones: layer by layer, and as one figure a network."""
+"""How far the weights of a quantized network are from the float ones, for each layer and for the whole network."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import pandas
 import torch
@@ -11,40 +10,43 @@ from torch import Tensor, nn
 from rqlib import measures
 from rqlib.core import layers
 from rqlib.core.vocabulary import ImageSpec, did_you_mean
+from rqlib.quantization import observers
 
 MOST_BINS = 256
-NORMALIZED = "_normalized"
 
 
 def compare(model: nn.Module, quantized: nn.Module, *, spec: ImageSpec, measure: str = "js") -> pandas.DataFrame:
-    """One row a convolution or linear layer: its share of the network, and how far its weights have moved.
+    """How far the weights of each convolution and linear layer have moved: one row per layer.
 
-    Columns: layer, params, macs, params_share, macs_share (fractions of the sums over these layers), and the
-    measure by its name:
+    The columns are layer, params, macs, params_share, macs_share (its fractions of the sums over these layers), and
+    the measure under its own name:
 
-    js: Jensen-Shannon divergence, in nats, of the histograms of values of each output channel, averaged
-    over the channels; in [0, ln 2]. The bin width is the float tensor's, Freedman-Diaconis for the number of
-    values a channel, at most 256 bins.
-    js_legacy: the seed's; the values themselves through a softmax (over axis 1 of a weight, over a bias),
-    their JS divergence summed over rows. To second order it is (rows / 8) Var(dW): a mean-square error,
-    and 0 for depthwise layers.
-    relative_error: ``||dW||^2 / ||W||^2``, one over the signal-to-quantization-noise ratio.
+    js: Jensen-Shannon divergence, in nats, of the histograms of the values of each output channel, averaged over the
+    channels; in [0, ln 2]. The width of a bin follows from the float weight by the rule of Freedman and Diaconis for
+    the number of values per channel; there are at most 256 bins.
+    js_legacy: the measure of the first implementation. The values themselves go through a softmax (over axis 1 of a
+    weight, over a bias), and the JS divergence of the results is summed over rows. To second order it is
+    (rows / 8) Var(dW), a mean-square error; it is 0 for depthwise layers.
+    relative_error: ``||dW||^2 / ||W||^2``, the inverse of the signal-to-quantization-noise ratio.
 
     Args:
-        model: the float network; BatchNorm is folded here, as the quantized copy has it.
-        quantized: its copy by `quantization.ptq`, quantized further or baked.
+        model: the float network; its BatchNorm is folded here if torch.fx can trace it, as in `quantization.ptq`.
+        quantized: a copy made by `quantization.ptq`; it may have been trained further or baked.
 
     Raises:
-        ValueError: unknown measure, or layers that do not correspond.
+        ValueError: unknown measure, or the layers of the two networks do not correspond.
     """
     return Reference(model, spec).compare(quantized, measure)
 
 
 class Reference:
-    """The float network's side of `compare`, worked out once for many quantized copies."""
+    """What `compare` needs to know of the float network, computed once for many quantized copies."""
 
     def __init__(self, model: nn.Module, spec: ImageSpec):
-        folded = _folded(model)
+        try:
+            folded = layers.fold_batchnorm(model)
+        except ValueError:
+            folded = model
         self.layers = dict(layers.weighted_layers(folded))
         self._prepared: dict[tuple[str, str], object] = {}
         shares = measures.profile(folded, spec).set_index("layer").loc[list(self.layers), ["params", "macs"]]
@@ -54,7 +56,7 @@ class Reference:
 
     @torch.no_grad()
     def compare(self, quantized: nn.Module, measure: str = "js") -> pandas.DataFrame:
-        """As the function `compare`."""
+        """How far the weights of each layer have moved; rows, columns and errors as the function `compare`."""
         if measure not in MEASURES:
             raise ValueError(did_you_mean("measure", measure, MEASURES))
         others = dict(layers.weighted_layers(quantized))
@@ -62,6 +64,11 @@ class Reference:
             raise ValueError(f"expected a copy of the network, got one without its layers {', '.join(missing)}")
         values = [self._distance(name, others[name], measure) for name in self.layers]
         return self.shares.assign(**{measure: values})
+
+    def figures(self, quantized: nn.Module, names: Iterable[str]) -> dict[str, float]:
+        """The figures of the whole network in each of the named measures, as the function `figures` gives them."""
+        frames = [self.compare(quantized, measure) for measure in names]
+        return {name: value for frame in frames for name, value in figures(frame).items()}
 
     def _distance(self, name: str, other: nn.Module, measure: str) -> float:
         layer = self.layers[name]
@@ -76,14 +83,15 @@ class Reference:
 
 
 def figures(frame: pandas.DataFrame, *, percent: bool = False) -> dict[str, float]:
-    """A network's figures of one measure, from the rows of `compare`.
+    """Figures of a whole network in one measure, from the rows of `compare`.
 
-    ``{measure}_params`` and ``{measure}_macs``: the mean over layers weighted by their shares of parameters
-    and of MACs. ``{measure}_macs_log10`` and ``{measure}_macs_cbrt``: the latter times log10 and times the
-    cube root of the network's MACs.
+    ``{measure}_params`` and ``{measure}_macs`` are means over the layers, weighted by their shares of parameters and
+    of MACs. ``{measure}_macs_log10`` and ``{measure}_macs_cbrt`` are the second mean times the log10 and times the
+    cube root of the MACs of the network.
 
     Args:
-        percent: shares in percent, the scale of the published tables.
+        frame: its last column is the measure.
+        percent: take shares in percent, as the published tables do.
     """
     measure, total = frame.columns[-1], float(frame["macs"].sum())
     scale = 100.0 if percent else 1.0
@@ -97,62 +105,44 @@ def figures(frame: pandas.DataFrame, *, percent: bool = False) -> dict[str, floa
 
 
 def normalized(values: dict[str, float], baseline: dict[str, float]) -> dict[str, float]:
-    """Figures divided by those of the same network at INT_4, which makes networks comparable.
+    """Figures divided by those of the same network at INT_4 (the baseline), so that networks can be compared.
 
-    The factors of MACs cancel, so what remains is ``{measure}_params_normalized`` and ``{measure}_macs_normalized``.
+    The factors of MACs would cancel, so only ``{measure}_params_normalized`` and ``{measure}_macs_normalized`` remain.
+    A figure is NaN if its baseline is 0.
     """
-    kept = [name for name in values if name.endswith(("_params", "_macs"))]
-    return {name + NORMALIZED: values[name] / baseline[name] if baseline[name] else math.nan for name in kept}
+    comparable = [name for name in values if name.endswith(("_params", "_macs"))]
+    return {f"{name}_normalized": values[name] / baseline[name] if baseline[name] else math.nan for name in comparable}
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """BatchNorm folded where there is a graph; elsewhere `quantization.ptq` has left it alone too."""
-    try:
-        return layers.fold_batchnorm(model)
-    except ValueError:
-        return model
-
-
-@dataclass(frozen=True)
-class _Bins:
-    """The bins of a float tensor and its own histogram in them, (channels, bins)."""
-
-    low: float
-    width: float
-    count: int
-    probabilities: Tensor
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> "_Bins":
-        rows = layer.weight.detach().flatten(1).float()
-        low, high = rows.min().item(), rows.max().item()
-        count = _bin_count(rows, high - low)
-        width = max(high - low, 1e-30) / count
-        return cls(low, width, count, _histogram(rows, low, width, count))
-
-
-def _bin_count(rows: Tensor, span: float) -> int:
-    """Freedman-Diaconis: width ``2 IQR / n^(1/3)``, n values a channel; at most 256 bins."""
-    values = rows.flatten()
+def _bins(layer: nn.Module) -> tuple[float, float, int]:
+    """(lowest edge, width, number) of bins by Freedman and Diaconis: width about ``2 IQR / n^(1/3)``, at most 256."""
+    values = layer.weight.detach().flatten().float()
+    low, high = values.min().item(), values.max().item()
     lower, upper = (values.kthvalue(max(round(q * len(values)), 1)).values for q in (0.25, 0.75))
-    width = 2 * (upper - lower).item() / rows.shape[1] ** (1 / 3)
-    return min(max(math.ceil(span / width), 1), MOST_BINS) if width > 0 else MOST_BINS
+    width = 2 * (upper - lower).item() / layer.weight[0].numel() ** (1 / 3)
+    count = min(max(math.ceil((high - low) / width), 1), MOST_BINS) if width > 0 else MOST_BINS
+    return low, max(high - low, 1e-30) / count, count
 
 
-def _histogram(rows: Tensor, low: float, width: float, count: int) -> Tensor:
-    """Fractions of each row's values in each bin; what lies outside counts in the outermost."""
+def _histogram(layer: nn.Module, low: float, width: float, count: int) -> Tensor:
+    """The fraction of each channel's values in each bin, (O, bins); values outside count in the outermost bins."""
+    rows = layer.weight.detach().flatten(1).float()
     bins = ((rows - low) / width).long().clamp_(0, count - 1)
-    bins += torch.arange(len(rows), device=rows.device)[:, None] * count
-    return torch.bincount(bins.flatten(), minlength=len(rows) * count).view(len(rows), count).double() / rows.shape[1]
+    return observers.count_in_rows(bins, count).double() / rows.shape[1]
 
 
-def _js(bins: _Bins, layer: nn.Module, other: nn.Module) -> Tensor:
-    rows = other.weight.detach().flatten(1).float()
-    return _divergence(bins.probabilities, _histogram(rows, bins.low, bins.width, bins.count), dim=1).mean()
+def _prepare_js(layer: nn.Module) -> tuple[tuple, Tensor]:
+    bins = _bins(layer)
+    return bins, _histogram(layer, *bins)
+
+
+def _js(prepared: tuple[tuple, Tensor], layer: nn.Module, other: nn.Module) -> Tensor:
+    bins, probabilities = prepared
+    return _divergence(probabilities, _histogram(other, *bins), dim=1).mean()
 
 
 def _divergence(p: Tensor, q: Tensor, dim: int) -> Tensor:
-    """Jensen-Shannon divergence in nats along an axis of probabilities."""
+    """Jensen-Shannon divergence, in nats, of probabilities along an axis."""
     middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny)
     return (torch.special.xlogy(p, p / middle) + torch.special.xlogy(q, q / middle)).sum(dim) / 2
 
@@ -163,8 +153,7 @@ def _softmaxes(layer: nn.Module) -> list[Tensor]:
 
 
 def _js_legacy(prepared: list[Tensor], layer: nn.Module, other: nn.Module) -> Tensor:
-    axes = (1, 0)
-    return sum(_divergence(p, q, axis).sum() for p, q, axis in zip(prepared, _softmaxes(other), axes, strict=False))
+    return sum(_divergence(p, q, axis).sum() for p, q, axis in zip(prepared, _softmaxes(other), (1, 0), strict=False))
 
 
 def _relative_error(energy: Tensor, layer: nn.Module, other: nn.Module) -> Tensor:
@@ -173,8 +162,8 @@ def _relative_error(energy: Tensor, layer: nn.Module, other: nn.Module) -> Tenso
 
 
 MEASURES: dict[str, tuple[Callable, Callable]] = {
-    "js": (_Bins.of, _js),
+    "js": (_prepare_js, _js),
     "js_legacy": (_softmaxes, _js_legacy),
     "relative_error": (lambda layer: layer.weight.detach().double().square().sum(), _relative_error),
 }
-"""Measure -> (what of the float layer can be worked out beforehand, (that, layer, other) -> distance)."""
+"""Measure -> (a function that prepares the float layer once, a function of (what it prepared, layer, other layer))."""

@@ -1,4 +1,6 @@
-"""Weights of any layer in any format."""
+"""The weight browser: choose a layer and a format, and see what rounding does to the weights."""
+
+from collections.abc import Sequence
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -10,9 +12,12 @@ from rqlib.quantization.formats import Format
 
 
 def weight_browser(
-    network: nn.Module, formats: list[Format], *, granularity: str = "tensor", ranges: str = "minmax"
+    network: nn.Module, formats: Sequence[Format], *, granularity: str = "tensor", ranges: str = "minmax"
 ) -> widgets.Explorer:
-    """Histogram of a chosen layer's weights, BatchNorm folded, before and after rounding to a chosen format."""
+    """A histogram of the weights of one layer before and after rounding, with controls for the layer and the format.
+
+    BatchNorm is folded. ``granularity`` and ``ranges`` are as `quantization.ptq` takes them.
+    """
     calibrated = calibration.calibrate(network, None, ranges=ranges, activations=False)
     weighted = dict(layers.weighted_layers(calibrated.network))
     names = [format.name for format in formats]
@@ -23,10 +28,9 @@ def weight_browser(
         title = f"{layer} in {format}: {after.unique().numel()} different values of {before.numel():,}"
         return figures.weight_histogram(before.cpu(), after.cpu(), title=title)
 
+    first = "INT_4" if "INT_4" in names else names[0]
     return widgets.explorer(
         draw,
         layer=ipywidgets.Dropdown(options=list(weighted), description="layer"),
-        format=ipywidgets.Dropdown(
-            options=names, value="INT_4" if "INT_4" in names else names[0], description="format"
-        ),
+        format=ipywidgets.Dropdown(options=names, value=first, description="format"),
     )

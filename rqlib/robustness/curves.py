@@ -1,47 +1,28 @@
-"""How accuracy falls under attack: against epsilon, in two geometries of "8/255", of quantized networks, on a plane."""
+"""How accuracy falls as the allowed change grows, counted in pixels or in the network's normalized input."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pandas
-import scipy.stats
-import torch
 from torch import Tensor, nn
 
 from rqlib import attacks, data
-from rqlib.core import runtime
 from rqlib.core.projections import BALLS, Ball, Linf
 from rqlib.core.vocabulary import Attack
 from rqlib.measures import evaluate
-from rqlib.robustness import diagnostics
+from rqlib.robustness.withstanding import score
 
 Maker = Callable[[Ball], Attack]
-"""An attack for any radius."""
+"""Ball -> attack inside it."""
 
 
 def makers(steps: int = 20) -> dict[str, Maker]:
-    """Name -> attack for any ball, from weak to strong: the floor, one step, many steps; only success matters."""
-
-    def climb(ball: Ball) -> Attack:
-        return partial(attacks.pgd, ball=ball, **attacks.pace(ball, steps), active_set=True)
-
+    """Name -> attack for any ball, from weak to strong: random noise, one step, many steps of PGD."""
     return {
         "noise": lambda ball: partial(attacks.noise, ball=ball, active_set=True),
         "FGSM": lambda ball: partial(attacks.fgsm, ball=ball),
-        f"PGD-{steps}": climb,
+        f"PGD-{steps}": lambda ball: partial(attacks.pgd, ball=ball, **attacks.pace(ball, steps), active_set=True),
     }
-
-
-def score(right: Tensor, before: Tensor) -> dict:
-    """accuracy with its 95% interval (Wilson) over images, and success_rate = fooled / right before.
-
-    Args:
-        right, before: whether each image is right under the attack and without it, bool (N,).
-    """
-    hits, count = int(right.sum()), len(right)
-    low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
-    fooled = (before & ~right).sum().item() / max(int(before.sum()), 1)
-    return {"accuracy": hits / count, "low": low, "high": high, "success_rate": fooled}
 
 
 def against_epsilon(
@@ -53,12 +34,13 @@ def against_epsilon(
     norm: str = "Linf",
     attackers: Mapping[str, Maker] | None = None,
 ) -> pandas.DataFrame:
-    """One row an attack and radius: attack, epsilon_255, and what `score` says.
+    """Accuracy under attack: one row per attack and radius, with attack, epsilon_255 and the columns of `score`.
 
     Args:
         images, labels: uint8 (N, C, H, W), int64 (N,).
-        epsilons_255: radii in gray levels of 255; where one is 0 nothing is attacked.
-        attackers: `makers` by default.
+        epsilons_255: radii in gray levels of 255; a radius of 0 means no attack.
+        norm: Linf or L2.
+        attackers: name -> attack for any ball; `makers` by default.
     """
     before = evaluate.correct(model, images, labels, attack=attacks.none)
     rows = []
@@ -75,8 +57,13 @@ def geometries(
 ) -> pandas.DataFrame:
     """Two meanings of "epsilon": in pixels, and in the network's normalized input (`attacks.pgd`, ``report_exact``).
 
-    Both take ``steps`` steps of 2/255 in their own unit. Columns: epsilon_255, geometry, accuracy, and
-    change_255: the largest change of a pixel, in gray levels, mean over the first 100 images.
+    Both attacks take ``steps`` steps of 2/255 in their own unit. One row per radius and meaning, with the columns
+    epsilon_255, geometry, accuracy, and change_255: the largest change of a pixel in gray levels, averaged over the
+    first 100 images.
+
+    Args:
+        images, labels: uint8 (N, C, H, W), int64 (N,).
+        epsilons_255: radii in gray levels of 255.
     """
     rows = []
     x, y = next(data.batches(images[:100], labels[:100], 100))
@@ -87,23 +74,3 @@ def geometries(
             accuracy = evaluate.accuracy(model, images, labels, attack=attack)
             rows.append({"epsilon_255": epsilon, "geometry": geometry, "accuracy": accuracy, "change_255": change})
     return pandas.DataFrame(rows)
-
-
-def decision_slice(
-    model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, points: int = 61, reach: float = 8.0, seed: int = 0
-) -> pandas.DataFrame:
-    """What the network answers on a plane through one image: columns gradient, random (in epsilons), prediction.
-
-    The plane is that of `diagnostics.directions`.
-
-    Args:
-        x, y: one image (1, C, H, W) in [0, 1] and its label (1,).
-        points: along each axis, from -reach to reach; an odd number.
-    """
-    along, aside = diagnostics.directions(model, x, y, ball=ball, seed=seed)
-    ticks = torch.arange(-(points // 2), points // 2 + 1) / (points // 2) * reach
-    a, b = (part.flatten().to(x) for part in torch.meshgrid(ticks, ticks, indexing="ij"))
-    plane = (x + a.view(-1, 1, 1, 1) * along + b.view(-1, 1, 1, 1) * aside).clamp(0, 1)
-    with runtime.evaluating(model), torch.no_grad():
-        predictions = torch.cat([model(part).argmax(1) for part in plane.split(512)])
-    return pandas.DataFrame({"gradient": a.cpu(), "random": b.cpu(), "prediction": predictions.cpu()})

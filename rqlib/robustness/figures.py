@@ -19,11 +19,9 @@ _BARS = ("#BBBBBB", plots.PALETTE[0], plots.PALETTE[5], plots.PALETTE[4], plots.
 def attack_pictures(
     model: nn.Module, x: Tensor, adversarial: Tensor, labels: Tensor, classes: tuple[str, ...], *, title: str = ""
 ) -> go.Figure:
-    """An image a row: as it is, what the attack adds (scaled to the full range), and attacked, each with the answer.
+    """One row per image: the image, what the attack adds (scaled to the full range), and the attacked image.
 
-    Args:
-        x, adversarial: (N, C, H, W) in [0, 1], at most 8 of them.
-        labels: int64 (N,).
+    The network's answers stand above the first and the last. There may be at most 8 images (N, C, H, W) in [0, 1].
     """
     before, after = (_answers(model, batch, labels, classes) for batch in (x, adversarial))
     delta = (adversarial - x).cpu()
@@ -43,14 +41,13 @@ def attack_pictures(
 
 
 def accuracy_against_epsilon(curve: DataFrame, *, title: str = "Accuracy against epsilon") -> go.Figure:
-    """Accuracy with 95% bands and success rate of every attack; the table is `robustness.against_epsilon`'s."""
+    """Accuracy with 95% bands, and success rate, of every attack; from `robustness.against_epsilon`."""
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for shade, (name, rows) in zip(plots.PALETTE, curve.groupby("attack", sort=False), strict=False):
         x = rows.epsilon_255
-        band = go.Scatter(
-            x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="lines", hoverinfo="skip"
-        )
-        figure.add_trace(band.update(fillcolor=shade, opacity=0.15, line={"width": 0}, showlegend=False), row=1, col=1)
+        band = go.Scatter(x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", fillcolor=shade)
+        band.update(mode="lines", line={"width": 0}, opacity=0.15, hoverinfo="skip", showlegend=False)
+        figure.add_trace(band, row=1, col=1)
         for column, value in enumerate(("accuracy", "success_rate"), start=1):
             line = go.Scatter(x=x, y=rows[value], name=name, mode="lines+markers", line={"color": shade})
             line.update(hovertemplate=f"{name}, %{{x:g}}/255<br>{value} %{{y:.4f}}<extra></extra>")
@@ -62,18 +59,12 @@ def accuracy_against_epsilon(curve: DataFrame, *, title: str = "Accuracy against
 
 
 def transfer_heatmap(matrix: DataFrame, *, title: str = "Transfer") -> go.Figure:
-    """Accuracy of each network (column) on images attacked on each (row); from `evaluate.transfer_matrix`."""
+    """Accuracy of each network (column) on images attacked on each (row); from `robustness.transfer`."""
     heatmap = go.Heatmap(
-        z=matrix.to_numpy(),
-        x=list(matrix.columns),
-        y=list(matrix.index),
-        zmin=0,
-        zmax=1,
-        colorscale=plots.SCALE,
-        texttemplate="%{z:.2f}",
-        colorbar={"title": "accuracy"},
+        z=matrix.to_numpy(), x=list(matrix.columns), y=list(matrix.index), zmin=0, zmax=1,
+        colorscale=plots.SCALE, colorbar={"title": "accuracy"}, texttemplate="%{z:.2f}",
         hovertemplate="attacked on %{y}<br>answered by %{x}: %{z:.4f}<extra></extra>",
-    )
+    )  # fmt: skip
     figure = go.Figure(heatmap)
     figure.update_xaxes(title="answered by", type="category", tickangle=-25)
     figure.update_yaxes(title={"text": "attacked on", "standoff": 12}, type="category", autorange="reversed")
@@ -81,49 +72,42 @@ def transfer_heatmap(matrix: DataFrame, *, title: str = "Transfer") -> go.Figure
 
 
 def checks(table: DataFrame) -> Styler:
-    """The table of `diagnostics.run`, statuses colored."""
+    """The table of `robustness.diagnose`, with colored statuses."""
     shown = table.set_index("number")[["name", "status", "value", "meaning"]]
     return shown.style.map(lambda status: f"background-color: {STATUS[status]}; color: #222222", subset=["status"])
 
 
 def loss_landscape(surface: DataFrame, *, title: str = "Loss around the images") -> go.Figure:
-    """Mean loss on the plane of the steepest and a random direction; from `diagnostics.loss_surface`."""
+    """Mean loss on the plane of the steepest and a random direction; from `robustness.loss_surface`."""
     grid = surface.pivot(index="random", columns="gradient", values="loss")
     contour = go.Contour(
-        z=grid.to_numpy(),
-        x=list(grid.columns),
-        y=list(grid.index),
-        colorscale=plots.SCALE,
-        colorbar={"title": "loss"},
+        z=grid.to_numpy(), x=list(grid.columns), y=list(grid.index),
+        colorscale=plots.SCALE, colorbar={"title": "loss"},
         hovertemplate="%{x:.2f} steepest, %{y:.2f} random<br>loss %{z:.4f}<extra></extra>",
-    )
+    )  # fmt: skip
     return _plane(go.Figure(contour), title)
 
 
 def decision_map(plane: DataFrame, classes: tuple[str, ...], *, title: str = "Decisions around an image") -> go.Figure:
-    """The class the network answers on a plane through an image (the dot); from `curves.decision_slice`."""
+    """The network's answers on a plane through an image (the dot); from `robustness.decision_slice`."""
     grid = plane.pivot(index="random", columns="gradient", values="prediction")
     present = sorted(plane.prediction.unique())
     shades = [plots.PALETTE[index % len(plots.PALETTE)] for index in range(len(present))]
     position = {name: index for index, name in enumerate(present)}
     edges = [edge for index in range(len(present)) for edge in (index / len(present), (index + 1) / len(present))]
     scale = [[edge, shades[min(int(index / 2), len(shades) - 1)]] for index, edge in enumerate(edges)]
+    bar = {"title": "answer", "tickvals": [*range(len(present))], "ticktext": [classes[index] for index in present]}
     heatmap = go.Heatmap(
-        z=grid.map(position.get).to_numpy(),
-        x=list(grid.columns),
-        y=list(grid.index),
-        zmin=-0.5,
-        zmax=len(present) - 0.5,
-        colorscale=scale,
-        colorbar={"title": "answer", "tickvals": [*range(len(present))], "ticktext": [classes[i] for i in present]},
+        z=grid.map(position.get).to_numpy(), x=list(grid.columns), y=list(grid.index),
+        zmin=-0.5, zmax=len(present) - 0.5, colorscale=scale, colorbar=bar,
         customdata=grid.map(lambda index: classes[index]).to_numpy(),
         hovertemplate="%{x:.2f} steepest, %{y:.2f} random<br>%{customdata}<extra></extra>",
-    )
+    )  # fmt: skip
     return _plane(go.Figure(heatmap), title)
 
 
 def quantized_bars(table: DataFrame, *, title: str = "Quantized networks under attack") -> go.Figure:
-    """Robust accuracy of each format by the way it was attacked; from `robustness.quantized`."""
+    """Robust accuracy of each format by the way in which it was attacked; from `robustness.quantized`."""
     figure = go.Figure()
     names = {"masked": "straight through, in range", "everywhere": "straight through, everywhere"}
     for column, shade in zip(("clean", "masked", "everywhere", "transfer", "minimum"), _BARS, strict=True):
@@ -152,6 +136,6 @@ def _answers(model: nn.Module, x: Tensor, labels: Tensor, classes: tuple[str, ..
 
 
 def _enlarged(batch: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> uint8, small images several pixels a pixel."""
+    """(N, C, H, W) in [0, 1] -> uint8; the pixels of small images are repeated until they are large enough to see."""
     pixels = datasets.to_uint8(batch)
     return F.interpolate(pixels, scale_factor=max(1, 192 // pixels.shape[-1]), mode="nearest")

@@ -1,4 +1,4 @@
-"""Attack an image on the spot."""
+"""The attack viewer: choose an image and an attack, and see at once what the attack does."""
 
 import ipywidgets
 import plotly.graph_objects as go
@@ -14,12 +14,13 @@ from rqlib.robustness import curves, figures
 def attack_viewer(
     model: nn.Module, images: Tensor, labels: Tensor, classes: tuple[str, ...], *, epsilon_255: float = 8.0
 ) -> widgets.Explorer:
-    """A chosen image under a chosen attack, norm, epsilon and number of steps: image, change, result, answers.
+    """Controls for image, attack, norm, epsilon and steps above the image, its change, and the network's answers.
 
-    Epsilon is in gray levels; an L2 ball is as large as a change of that size in every pixel.
+    Epsilon is in gray levels. An L2 ball is as large as a change of that size in every pixel.
 
     Args:
-        images, labels: uint8 (N, C, H, W), int64 (N,), the images offered.
+        images, labels: uint8 (N, C, H, W), int64 (N,), to choose from.
+        epsilon_255: where the slider starts.
     """
     policy = runtime.active()
     model = policy.place(model)

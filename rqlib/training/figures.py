@@ -1,4 +1,4 @@
-"""Figures of images, networks and their training."""
+"""Figures of images, of what a network costs, of its training, its errors and its feature maps."""
 
 import plotly.graph_objects as go
 import torch
@@ -7,20 +7,13 @@ from pandas import DataFrame
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from rqlib.core.plots import PALETTE, SCALE, picture, strip
+from rqlib.core.plots import PALETTE, SCALE, mosaic, picture, strip
 
 
-def sample_grid(
-    images: Tensor, labels: Tensor, classes: tuple[str, ...], *, per_class: int = 8, title: str = "Sample images"
-) -> go.Figure:
-    """The first images of every class, a row a class (at most 20 classes).
-
-    Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-    """
+def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], *, title: str) -> go.Figure:
+    """The first eight images uint8 (N, C, H, W) of every class, one row per class; at most 20 classes are shown."""
     shown = [name for name in range(len(classes)) if (labels == name).any()][:20]
-    rows = [strip(images[labels == name][:per_class], per_class) for name in shown]
+    rows = [strip(images[labels == name][:8], 8) for name in shown]
     figure = picture(torch.cat(rows, dim=1))
     height = images.shape[2] + 2
     figure.update_yaxes(
@@ -30,16 +23,12 @@ def sample_grid(
         tickvals=[height * (row + 0.5) for row in range(len(shown))],
         ticktext=[classes[name] for name in shown],
     )
-    figure.update_layout(title=title, width=140 + 56 * per_class, height=90 + 56 * len(shown))
+    figure.update_layout(title=title, width=140 + 56 * 8, height=90 + 56 * len(shown))
     return figure
 
 
-def cost_bars(profile: DataFrame, *, title: str = "Cost by layer") -> go.Figure:
-    """Parameters and multiply-accumulates of every convolution and linear layer.
-
-    Args:
-        profile: from `measures.profile`.
-    """
+def cost_bars(profile: DataFrame, *, title: str) -> go.Figure:
+    """Parameters and multiply-accumulates of every convolution and linear layer, from `measures.profile`."""
     rows = profile[profile.macs > 0]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (column, name) in enumerate((("params", "parameters"), ("macs", "MACs")), start=1):
@@ -65,8 +54,8 @@ def training_curves(history: DataFrame, *, epochs: int | None = None, title: str
     """Loss and accuracy against the epoch.
 
     Args:
-        history: from `training.fit`; columns it lacks are left out.
-        epochs: how many the training takes (fixes the axis of a live figure).
+        history: from `training.fit`; a curve whose column is missing is left out.
+        epochs: how many epochs the training takes; the axis of a live figure then stays the same.
     """
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     for column, (axis, name, shade) in _CURVES.items():
@@ -87,12 +76,8 @@ def training_curves(history: DataFrame, *, epochs: int | None = None, title: str
     return figure
 
 
-def confusion_matrix(counts: Tensor, classes: tuple[str, ...], *, title: str = "Confusion matrix") -> go.Figure:
-    """Share of each class's images by prediction; counts are written in small matrices.
-
-    Args:
-        counts: int (K, K), row = label, column = prediction.
-    """
+def confusion_matrix(counts: Tensor, classes: tuple[str, ...], *, title: str) -> go.Figure:
+    """For each class (row), the share of its images that each prediction has; up to 20 classes show ``counts`` too."""
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     written = counts.tolist() if len(classes) <= 20 else None
     heatmap = go.Heatmap(
@@ -114,15 +99,9 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...], *, title: str = "
     return figure.update_layout(title=title, width=760, height=680)
 
 
-def feature_maps(maps: Tensor, *, columns: int = 8, title: str = "Feature maps") -> go.Figure:
-    """Channels of one layer for one image, each scaled to its own range, in reading order.
-
-    Args:
-        maps: float (channels, H, W).
-    """
+def feature_maps(maps: Tensor, *, title: str) -> go.Figure:
+    """The channels (channels, H, W) of one layer for one image in reading order, each scaled to its own range."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     scaled = ((maps - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)[:, None]
     scaled = F.interpolate(scaled, scale_factor=max(1, 48 // maps.shape[-1]), mode="nearest")
-    strips = [strip(scaled[start : start + columns], columns) for start in range(0, len(scaled), columns)]
-    figure = picture(torch.cat(strips, dim=1))
-    return figure.update_layout(title=title, width=60 + 54 * columns, height=90 + 54 * len(strips))
+    return mosaic(scaled, side=54, title=title)

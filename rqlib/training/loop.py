@@ -1,7 +1,7 @@
-"""`fit`, the only supervised loop: logged, resumable bit for bit, best epoch by validation.
+"""`fit`, the only loop that trains on labels: it logs every epoch, can be resumed, and keeps the best epoch.
 
-Every epoch draws its order, augmentation and dropout from (seed, epoch) alone, so an interrupted
-training goes on from its last whole epoch exactly as if nothing had happened.
+Order, augmentation and dropout of an epoch depend on (seed, epoch) alone. An interrupted training therefore goes
+on from its last whole epoch exactly as if nothing had happened.
 """
 
 import dataclasses
@@ -23,7 +23,9 @@ from rqlib.training import overfitting
 from rqlib.training.recipes import Recipe
 
 ROBUST_ACCURACY = "validation_robust_accuracy"
-_CHECK_LOSS_EVERY = 16  # batches: a look at the loss waits for the GPU
+"""Column of a history: the accuracy under attack on validation images."""
+
+_CHECK_LOSS_EVERY = 16  # batches; not every one, because reading the loss waits for the GPU
 
 
 def fit(
@@ -39,28 +41,27 @@ def fit(
     seed: int = 0,
     keep: str = "best",
 ) -> pandas.DataFrame:
-    """Train ``model`` in place; return one row an epoch; leave the best epoch's weights in the model.
+    """Train ``model`` in place, return one row per epoch, and leave the weights of the best epoch in the model.
 
-    Best is the highest validation accuracy, under ``attack`` where one is given (robust
-    overfitting: Rice et al. 2020, arXiv 2002.11569); without validation images the last epoch.
+    The best epoch has the highest accuracy on validation images, under ``attack`` if one is given (robust
+    overfitting: Rice et al. 2020, arXiv 2002.11569). Without validation images it is the last epoch.
 
     Args:
         objective: (model, x, y) -> loss, called in train mode.
-        attack: validation images are also scored under it (column ``validation_robust_accuracy``), and
-            `overfitting.flag` says what its course means (column ``overfitting``).
-        after_step: called with the model after every optimizer step (projections).
-        after_epoch: called with the model and the rows so far (schedules, live curves).
-        checkpoint: file in which the whole state is kept after every epoch. If it exists, training
-            goes on from it, bit for bit on a CPU. `weights` reads its best or last weights.
-        seed: order, augmentation and dropout depend on (seed, epoch) and nothing else.
-        keep: ``best``, or ``last`` where what is trained for changes from epoch to epoch.
+        attack: under which the validation images are also scored (column ``validation_robust_accuracy``); the
+            column ``overfitting`` then says how this accuracy has developed (`overfitting.flag`).
+        after_step: called with the model after every optimizer step, for example to project its weights.
+        after_epoch: called with the model and the rows so far, for schedules and live curves.
+        checkpoint: file in which the whole state is kept after every epoch, and from which the training goes on,
+            on a CPU bit for bit. `weights` reads its best or last weights.
+        keep: which weights stay in the model: ``best``, or ``last`` if the objective changes between epochs.
 
     Returns:
         DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds,
         images_per_second.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; names epoch, batch and the last good state.
+        FloatingPointError: the loss is no longer finite; the message says epoch, batch and last good state.
         ValueError: the checkpoint belongs to another training; unknown ``keep``.
     """
     if keep not in ("best", "last"):
@@ -90,7 +91,7 @@ def weights(checkpoint: str | Path, which: str = "best") -> dict[str, Tensor]:
 
 
 class _Training:
-    """What must survive an interruption: weights, optimizer, averages, best epoch, history."""
+    """The state of a training, which is kept after every epoch: weights, optimizer, averages, best epoch, history."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, checkpoint: str | Path | None, seed: int, images: int):
         self.model, self.recipe, self.seed = model, recipe, seed
@@ -114,23 +115,23 @@ class _Training:
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is validated and kept: the average of the weights where there is one."""
+        """The network that is validated and kept: the one with averaged weights if the recipe averages them."""
         return self.model if self.average is None else self.average.module
 
     def add(self, row: dict) -> None:
-        """Log an epoch, flagged by the robust accuracies so far."""
+        """Add the row of an epoch; if it has a robust accuracy, the accuracies so far are flagged."""
         self.history.append(row)
         if ROBUST_ACCURACY in row:
             row["overfitting"] = overfitting.flag([row[ROBUST_ACCURACY] for row in self.history])
 
     def remember(self, keep: str) -> None:
-        """Copy the weights if the last epoch is the best so far (or nothing tells, or the last is wanted)."""
+        """Copy the weights if the last epoch is the best so far, if it was not scored, or if the last is wanted."""
         scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in self.history]
         if keep == "last" or scores[-1] is None or scores[-1] >= max(scores):
-            self.best = _copied(self.scored.state_dict())
+            self.best = {name: tensor.detach().clone() for name, tensor in self.scored.state_dict().items()}
 
     def save(self) -> None:
-        """Keep everything after a whole epoch."""
+        """Write the whole state to the checkpoint."""
         self.kept.save(
             last=self.model.state_dict(),
             best=self.best,
@@ -148,6 +149,7 @@ class _Training:
 
 
 def _epoch(training: _Training, dataset, objective: Objective, attack, after_step, epoch: int) -> dict:
+    """Train one epoch and score it: its row."""
     started = time.perf_counter()
     loss = _train_epoch(training, dataset, objective, after_step, epoch)
     seconds = time.perf_counter() - started
@@ -172,7 +174,8 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
         torch.manual_seed(rng.initial_seed())
         batches = data.batches(*dataset.train, recipe.batch_size, shuffle=True, augment=augment, rng=rng)
         for step, (x, y) in enumerate(batches):
-            _set_lr(training.optimizer, recipe.lr_at(epoch + (step + 1) / (steps + 1)))
+            for group in training.optimizer.param_groups:
+                group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
             with policy.autocast():
                 loss = objective(model, x, y)
             training.optimizer.zero_grad(set_to_none=True)
@@ -190,6 +193,7 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
 
 @torch.no_grad()
 def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dict:
+    """Loss and accuracy on validation images, and accuracy under the attack if there is one."""
     if not len(split.labels):
         return {"validation_loss": None, "validation_accuracy": None}
     logits, labels = measures.logits(model, *split), split.labels.cpu()
@@ -203,16 +207,8 @@ def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dic
     return row
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
 def _check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
+    """Raise if one of the last losses is not finite."""
     checked = max(0, len(losses) - _CHECK_LOSS_EVERY)
     bad = (~torch.isfinite(torch.stack(losses[checked:]))).nonzero() + checked
     if len(bad):

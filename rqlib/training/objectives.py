@@ -1,7 +1,7 @@
-"""What training minimizes: functions (model, x, y) -> scalar loss, composed with `functools.partial`.
+"""What training minimizes: functions (model, x, y) -> scalar loss. `named` binds their settings.
 
-The attack inside a robust objective runs in eval mode, differentiates with respect to the images only
-and leaves no gradient on the weights (`leaky_adversarial` is the named exception).
+The attack inside a robust objective runs in eval mode, differentiates with respect to the images only and leaves
+no gradient on the weights. The one exception is `leaky_adversarial`, which shows what goes wrong without that.
 """
 
 from functools import partial
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqlib import attacks
 from rqlib.core import runtime
+from rqlib.core.projections import Linf
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
 
 
@@ -24,12 +26,12 @@ def natural(model: nn.Module, x: Tensor, y: Tensor, *, label_smoothing: float = 
 
 
 def adversarial(model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy on attacked images alone (Madry et al. 2018, arXiv 1706.06083)."""
+    """Mean cross-entropy on attacked images only (Madry et al. 2018, arXiv 1706.06083)."""
     return natural(model, attack(model, x, y), y, label_smoothing=label_smoothing)
 
 
 def mixed(model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the images and their attacked versions: half and half, one forward of both."""
+    """Mean cross-entropy over the images and their attacked versions, half and half, in one forward pass."""
     both = torch.cat([x, attack(model, x, y)])
     return natural(model, both, torch.cat([y, y]), label_smoothing=label_smoothing)
 
@@ -37,10 +39,10 @@ def mixed(model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoot
 def trades(
     model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, beta: float = 6.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``CE(f(x), y) + beta KL(f(x) || f(x'))``, x' by ascent on that divergence (Zhang et al. 2019, arXiv 1901.08573).
+    """``CE(f(x), y) + beta KL(f(x) || f(x'))`` (Zhang et al. 2019, arXiv 1901.08573).
 
-    ``attack`` is given the network's own probabilities as soft labels: the gradient of their
-    cross-entropy is that of the divergence.
+    x' is found by ascent on that divergence: ``attack`` is given the network's own probabilities as soft
+    labels, and the gradient of their cross-entropy is that of the divergence.
     """
     with runtime.evaluating(model), torch.no_grad():
         believed = model(x).float().softmax(1)
@@ -53,9 +55,9 @@ def trades(
 def leaky_adversarial(
     model: nn.Module, x: Tensor, y: Tensor, *, attack: Attack, label_smoothing: float = 0.0
 ) -> Tensor:
-    """A known mistake, for comparison: as `adversarial`, plus the loss of every iterate the attack has looked at.
+    """A known mistake, for comparison: `adversarial`, plus the loss of every iterate of the attack.
 
-    A loop that calls ``backward`` inside the attack and clears no gradients before the update trains on
+    A loop that calls ``backward`` inside the attack and does not clear the gradients before the update minimizes
     ``sum_t CE(f(x_t), y) + CE(f(x'), y)``: with T steps the update is about T + 1 times larger.
     """
     iterates: list[Tensor] = []
@@ -70,10 +72,10 @@ def leaky_adversarial(
 def smoothed(
     model: nn.Module, x: Tensor, y: Tensor, *, sigma: float = 0.25, beta: float = 6.0, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: a network that noise does not move, to be smoothed.
+    """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: trains a network that is stable under noise.
 
-    ``sigma`` in pixels; the noisy images are not clipped. Stability training, Li et al. 2019, arXiv 1809.03113;
-    Carmon et al. 2019, arXiv 1905.13736.
+    Such a network can be smoothed (`certification.smooth`). ``sigma`` is in pixels; the noisy images are not
+    clipped. This is stability training (Li et al. 2019, arXiv 1809.03113; Carmon et al. 2019, arXiv 1905.13736).
     """
     clean = model(x).float()
     noisy = model(x + sigma * torch.randn_like(x)).float()
@@ -88,7 +90,7 @@ OBJECTIVES = {"natural": natural, "smoothed": smoothed} | ROBUST
 
 
 def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:
-    """An objective by name, its settings bound; ``attack`` goes to those in `ROBUST`.
+    """An objective by name, with its settings bound; ``attack`` is given to those in `ROBUST` only.
 
     Raises:
         ValueError: unknown name; a robust objective without an attack.
@@ -100,3 +102,21 @@ def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:
     if attack is None:
         raise ValueError(f"expected an attack for the objective {name!r}, got none; make one by attacks.named")
     return partial(ROBUST[name], attack=attack, **settings)
+
+
+def robust(name: str, *, epsilon: float, step_size: float, steps: int, **settings) -> tuple[Objective, Attack | None]:
+    """An objective by name that trains against PGD, and the attack under which `fit` scores validation images.
+
+    The objective is given the last iterate of PGD; the attack stops for each image as soon as it is misclassified.
+    For an objective that attacks no images, such as ``natural``, the attack is None.
+
+    Args:
+        epsilon, step_size, steps: of PGD in an L-infinity ball, the first two in pixels.
+        settings: of the objective, for example ``label_smoothing``.
+
+    Raises:
+        ValueError: unknown name; a radius outside [0, 1].
+    """
+    climb = {"ball": Linf(epsilon), "step_size": step_size, "steps": steps}
+    objective = named(name, attack=attacks.named("pgd", best=False, **climb), **settings)
+    return objective, attacks.named("pgd", active_set=True, **climb) if name in ROBUST else None

@@ -1,4 +1,4 @@
-"""Flags of robust training: the robust accuracy on validation images rose, and then fell."""
+"""Overfitting of a robust training: its robust accuracy on validation images rose, and then fell."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,10 +7,11 @@ ROBUST, CATASTROPHIC = "robust", "catastrophic"
 
 
 def flag(accuracies: Sequence[float]) -> str:
-    """What robust validation accuracies, one an epoch, say: ``""``, ``"robust"`` or ``"catastrophic"``.
+    """The kind of overfitting: ``""`` for none, ``"robust"`` or ``"catastrophic"``.
 
-    Catastrophic: one epoch lost 0.1 and half of the best (Wong et al. 2020, arXiv 2001.03994).
-    Robust: the last lies 0.03 below the best (Rice et al. 2020, arXiv 2002.11569).
+    Catastrophic: from one epoch to the next, the robust validation accuracy fell by more than 0.1 and by more than half
+    of the best (Wong et al. 2020, arXiv 2001.03994). Robust: the last one is more than 0.03 below the best (Rice et
+    al. 2020, arXiv 2002.11569).
     """
     if not len(accuracies):
         return ""
@@ -21,5 +22,5 @@ def flag(accuracies: Sequence[float]) -> str:
 
 
 def largest_fall(accuracies: Sequence[float]) -> float:
-    """The most that was lost from one epoch to the next; 0 where nothing was."""
+    """The largest fall from one epoch to the next; 0 if the accuracy never fell."""
     return max((max(before - after, 0.0) for before, after in pairwise(accuracies)), default=0.0)

@@ -1,5 +1,6 @@
-"""How long, how fast, how regularized: `Recipe` and its learning-rate schedules."""
+"""How long a network is trained, at which learning rate and with which regularization: `Recipe`."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from rqlib.core.vocabulary import did_you_mean
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about an optimization but the network, the data and the objective.
+    """Everything about an optimization except the network, the data and the objective.
 
-    Learning rate at a time t in epochs: ``lr * SCHEDULES[schedule](t / epochs)``, times ``t`` during
-    the first epoch where ``warm_up`` is set. Change one setting with `dataclasses.replace`.
+    The learning rate at the time t in epochs is ``lr * SCHEDULES[schedule](t / epochs)``; with ``warm_up`` it
+    is multiplied by t during the first epoch. `dataclasses.replace` changes a setting.
     """
 
     epochs: int
@@ -39,12 +40,12 @@ class Recipe:
             raise ValueError(did_you_mean("schedule", self.schedule, SCHEDULES))
 
     def lr_at(self, time: float) -> float:
-        """Learning rate at a time in epochs, 0 <= time < epochs."""
+        """The learning rate at a time in epochs, 0 <= time < epochs."""
         warm_up = min(time, 1.0) if self.warm_up else 1.0
         return self.lr * warm_up * SCHEDULES[self.schedule](time / self.epochs)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD over the parameters that require a gradient."""
+        """SGD for those parameters that require a gradient."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(
             trained,
@@ -61,7 +62,7 @@ def _constant(done: float) -> float:
 
 
 def _steps(done: float) -> float:
-    """x0.2 at 30%, 60% and 80% (epochs 60, 120, 160 of 200)."""
+    """Multiplied by 0.2 after 30%, 60% and 80% of the epochs (60, 120 and 160 of 200)."""
     return 0.2 ** sum(done >= milestone for milestone in (0.3, 0.6, 0.8))
 
 
@@ -70,7 +71,7 @@ def _cosine(done: float) -> float:
 
 
 def _triangle(done: float) -> float:
-    """Linear up to the peak at 20%, linear down to 0 (one-cycle; Smith 2018, arXiv 1803.09820)."""
+    """Linear up to the peak at 20% of the epochs, linear down to 0 (one-cycle; Smith 2018, arXiv 1803.09820)."""
     return min(done / 0.2, (1 - done) / 0.8)
 
 
@@ -92,12 +93,15 @@ RECIPES = {
 }
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, *, epochs: int = 0) -> Recipe:
     """A recipe by name.
 
+    Args:
+        epochs: how many epochs to train; 0 keeps the recipe's own number.
+
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name; a negative number of epochs.
     """
     if name not in RECIPES:
         raise ValueError(did_you_mean("recipe", name, RECIPES))
-    return RECIPES[name]
+    return dataclasses.replace(RECIPES[name], epochs=epochs or RECIPES[name].epochs)

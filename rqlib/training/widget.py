@@ -1,4 +1,4 @@
-"""Live training curves, and the feature maps of any layer."""
+"""Curves that grow while a network is trained, and a browser of the feature maps of its layers."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from rqlib.training import figures
 
 
 def live_curves(epochs: int) -> tuple[go.FigureWidget, Callable[[nn.Module, list[dict]], None]]:
-    """A figure of loss and accuracy, and the ``after_epoch`` callback of `training.fit` that keeps it current."""
+    """A figure of loss and accuracy, and the function that adds each epoch to it: ``after_epoch`` of `training.fit`."""
     figure = go.FigureWidget(figures.training_curves(DataFrame(), epochs=epochs))
 
     def update(model: nn.Module, rows: list[dict]) -> None:
@@ -27,13 +27,12 @@ def live_curves(epochs: int) -> tuple[go.FigureWidget, Callable[[nn.Module, list
 def feature_browser(
     networks: dict[str, nn.Module], images: Tensor, labels: Tensor, classes: tuple[str, ...], *, channels: int = 32
 ) -> Explorer:
-    """Feature maps of a chosen layer, image and range of channels, networks side by side.
+    """Controls for a layer, an image and a range of channels; their feature maps, with networks side by side.
 
     Args:
-        networks: title -> network; the layers offered are those that all of them have.
-        images: uint8 (N, C, H, W), the images offered.
-        labels: int64 (N,).
-        channels: how many are shown at once.
+        networks: title -> network; the layers to choose from are those that all networks have.
+        images, labels: uint8 (N, C, H, W), the images to choose from, and int64 (N,).
+        channels: how many channels are shown at once.
 
     Raises:
         ValueError: the networks have no layer name in common.
@@ -43,7 +42,6 @@ def feature_browser(
         raise ValueError(
             f"expected networks that share layer names, got {', '.join(networks)}: compare two of one kind"
         )
-
     weighted = [name for name, _ in layers.weighted_layers(next(iter(networks.values()))) if name in names]
 
     def draw(layer: str, image: int, first_channel: int) -> go.Figure:
@@ -67,13 +65,13 @@ def feature_browser(
 
 @torch.no_grad()
 def features(network: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """Output of a layer (B, channels, H, W) in eval mode and float32."""
+    """The output of a layer in eval mode, as float32 (B, channels, H, W) on the CPU."""
     with runtime.evaluating(network):
         return layers.outputs(network, [layer], runtime.active().place(x))[layer].float().cpu()
 
 
 def common_feature_layers(networks: dict[str, nn.Module], x: Tensor) -> list[str]:
-    """Names of convolutions, BatchNorms, activations and poolings with image-like output in every network."""
+    """Names of the layers that every network has and whose output is image-like, (B, channels, H, W)."""
     found = []
     for network in networks.values():
         names = [name for name, module in network.named_modules() if name and not list(module.children())]

@@ -1,6 +1,8 @@
 """Runs of notebooks: the network they open, their parameters and results, batch runs, reports."""
 
 from rqlib.workbook.opening import network, others
-from rqlib.workbook.results import Run, collect, find, finished
+from rqlib.workbook.recording import Run
+from rqlib.workbook.results import collect, find, finished
+from rqlib.workbook.seeds import with_other_seeds
 
-__all__ = ["Run", "collect", "find", "finished", "network", "others"]
+__all__ = ["Run", "collect", "find", "finished", "network", "others", "with_other_seeds"]

@@ -10,7 +10,7 @@ from rqlib.data import ImageDataset
 from rqlib.workbook import results
 
 MOST_OTHERS = 4
-"""As many networks are taken for comparison where none are named."""
+"""So many networks are compared with if none are named."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class About:
     """What is known of an opened network.
 
     Attributes:
-        model: its name, as `models.build` takes it.
-        width: multiplier of its channel counts.
-        parameters: of the training run that it comes from; empty for a network from elsewhere.
-        images: title of the images that it works on here.
+        model: name, as `models.build` takes it.
+        width: multiplier of the channel counts.
+        parameters: of the run of `01_train` that trained it; empty for a network from elsewhere.
+        images: title of the images that the notebook gives it.
         path: its checkpoint; None for a network from elsewhere.
     """
 
@@ -42,7 +42,7 @@ class About:
         return f"{self.model} on {self.images}"
 
     def trained(self, *names: str) -> dict:
-        """The named parameters of its training run, None where it does not say: columns of rows."""
+        """The named parameters of its training run, as columns of a row; None for one that the run does not have."""
         return {name: self.parameters.get(name) for name in names}
 
 
@@ -52,11 +52,12 @@ def network(
     """The network of a checkpoint, in eval mode on the active device, and what is known of it.
 
     Args:
-        checkpoint: of `01_train`; empty for that of the latest finished run on these images.
-        model: instead of a checkpoint, a name that `models.build` takes; ``weights`` is its state dict.
+        checkpoint: path of a checkpoint of `01_train`; empty for that of the latest finished run on these images.
+        model: instead of a checkpoint, a name that `models.build` takes.
+        weights: with ``model``, path of its state dict; empty for random weights.
 
     Raises:
-        FileNotFoundError: no checkpoint there, or no finished run; says how to make one.
+        FileNotFoundError: there is no such checkpoint, or no finished run; the message says how to make one.
         ValueError: as `models.load` and `models.build`.
     """
     if model:
@@ -67,11 +68,11 @@ def network(
 
 
 def others(about: About, images: ImageDataset, checkpoints: list[str] | None = None) -> dict[str, nn.Module]:
-    """Title -> network, for comparison with an opened one.
+    """Networks to compare an opened one with: title -> network.
 
     Args:
-        checkpoints: of these networks; by default those of the first four other finished runs of `01_train` on
-            these images.
+        checkpoints: paths of their checkpoints; by default those of the first four finished runs of `01_train` on
+            these images, without the opened one.
     """
     paths = checkpoints or _finished(images.name, without=about.path)[:MOST_OTHERS]
     found = [network(path, images) for path in paths]

@@ -1,30 +1,37 @@
 """Parameters of a notebook: their names, types and ranges, and one readable error for all faults.
 
-A notebook declares them in its `parameters` cell, one a line (``epochs: int = 30  # passes over the
-data``). The types are handled as text (``"list[int]"``), the same from a running kernel and from a file.
+A notebook declares them in its `parameters` cell, one per line (``epochs: int = 30  # passes over the
+data``). The types are handled as text (``"list[int]"``), the same from a running kernel and from a file;
+pydantic checks the values.
 """
 
 import ast
 import difflib
-import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated, Any
 
-KINDS = re.compile(r"(int|float|str|bool|list\[(int|float|str)\])( \| None)?")
-"""The types a parameter may have."""
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import ErrorDetails
 
-LIMITS: list[tuple[str, Callable[[float], bool], str]] = [
-    ("at least 1", lambda v: v >= 1, "*batch_size *steps *restarts *samples *images *members *iterations *bits"),
-    ("at least 0", lambda v: v >= 0, "*epochs seed seeds sigma sigmas *_sigma *_std weight_decay workers"),
-    ("above 0", lambda v: v > 0, "*learning_rate width widths temperature"),
-    ("from 0 to 255", lambda v: 0 <= v <= 255, "epsilon*_255 step_size_255"),
-    ("above 0 and at most 1", lambda v: 0 < v <= 1, "kept *_kept"),
-    ("from 0 to 1", lambda v: 0 <= v <= 1, "*fraction *probability"),
-    ("between 0 and 1", lambda v: 0 < v < 1, "alpha confidence"),
+KINDS = re.compile(r"(?P<list>list\[)?(?P<item>int|float|str|bool)(?(list)\])(?P<none> \| None)?")
+"""The types that a parameter may have."""
+
+LIMITS: list[tuple[dict[str, float], str]] = [
+    ({"ge": 1}, "*batch_size *steps *restarts *samples *images *members *iterations *bits"),
+    ({"ge": 0}, "*epochs seed seeds sigma sigmas *_sigma *_std weight_decay workers"),
+    ({"gt": 0}, "*learning_rate width widths temperature"),
+    ({"ge": 0, "le": 255}, "epsilon*_255 step_size_255"),
+    ({"gt": 0, "le": 1}, "kept *_kept"),
+    ({"ge": 0, "le": 1}, "*fraction *probability"),
+    ({"gt": 0, "lt": 1}, "alpha confidence"),
 ]
-"""(meaning, test, patterns of names): a name means the same in every notebook, so does its range."""
+"""(bounds, patterns of names): a name means the same in every notebook, so it has the same range."""
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ParameterError(ValueError):
@@ -34,11 +41,7 @@ class ParameterError(ValueError):
 def declared(namespace: Mapping) -> dict[str, str]:
     """Name -> type, as text, of the names annotated in a running notebook's namespace."""
     annotations = namespace.get("__annotations__", {})
-    return {name: _text(annotation) for name, annotation in annotations.items()}
-
-
-def _text(annotation) -> str:
-    return annotation.__name__ if type(annotation) is type else str(annotation)
+    return {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in annotations.items()}
 
 
 def declared_in(source: str) -> dict[str, str]:
@@ -62,68 +65,65 @@ def from_namespace(namespace: Mapping) -> dict:
     """
     types = declared(namespace)
     names = dict.fromkeys([*types, *injected(namespace.get("In", []))])
-    values = {name: namespace[name] for name in names if name in namespace}
-    return check(values, types, required=types)
+    return check({name: namespace[name] for name in names if name in namespace}, types, complete=True)
 
 
-def check(values: Mapping, types: Mapping[str, str], required: Iterable[str] = ()) -> dict:
-    """The values converted to their types: name -> value.
+def check(values: Mapping, types: Mapping[str, str], *, complete: bool = False) -> dict:
+    """The values converted to their types: name -> value, in the order of the types.
 
-    An int is taken for a float, and so is a number written as text: YAML reads ``1e-3`` as text.
+    A whole number is accepted for a float, and so is a number written as text: YAML reads ``1e-3`` as text.
 
     Args:
         values: name -> value.
-        types: name -> type as text, one of int, float, str, bool, a list of these, or ``X | None``.
-        required: names that must have a value.
+        types: name -> type as text: int, float, str, bool, a list of one of these, or one of these ``| None``.
+        complete: whether every name must have a value.
 
     Raises:
         ParameterError: unknown name, missing, wrong type, or out of range: all faults in one line.
     """
-    faults = [f"missing parameter {name!r}" for name in required if name not in values]
-    checked = {}
-    for name, value in values.items():
-        try:
-            checked[name] = _checked(name, value, types)
-        except ParameterError as fault:
-            faults.append(str(fault))
-    if faults:
-        raise ParameterError("; ".join(faults))
-    return checked
+    default: Any = ... if complete else None
+    fields: dict[str, Any] = {name: (_annotation(name, kind), default) for name, kind in types.items()}
+    model = pydantic.create_model("Parameters", __config__=STRICT, **fields)
+    try:
+        return model.model_validate(dict(values)).model_dump(exclude_unset=True)
+    except pydantic.ValidationError as error:
+        faults = dict.fromkeys(_fault(each, values, types) for each in error.errors())
+        raise ParameterError("; ".join(faults)) from None
 
 
-def _checked(name: str, value, types: Mapping[str, str]):
-    if name not in types:
-        near = difflib.get_close_matches(name, types, 1)
-        raise ParameterError(
-            f"unknown parameter {name!r} "
-            + (f"(did you mean {near[0]!r}?)" if near else f"(known: {', '.join(types)})")
-        )
-    kind = types[name]
-    if not KINDS.fullmatch(kind):
+def _annotation(name: str, kind: str) -> Any:
+    """What pydantic checks a parameter by; the bounds of a list's name hold for each of its items."""
+    found = KINDS.fullmatch(kind)
+    if not found:
         raise ParameterError(
             f"annotation of {name!r}: expected int, float, str, bool, list[...] or X | None, got {kind}"
         )
-    try:
-        value = _converted(value, kind)
-    except (TypeError, ValueError, OverflowError):
-        got = f"got {type(value).__name__}{_remedy(name, value, kind)}"
-        raise ParameterError(f"{name}={reprlib.repr(value)}: expected {kind}, {got}") from None
-    _check_range(name, value)
-    return value
+    limits = [limit for limit, patterns in LIMITS if any(fnmatchcase(name, each) for each in patterns.split())]
+    bounds = Field(**limits[0]) if limits else Field()
+    as_number = BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)
+    items = {"int": Annotated[int, bounds], "float": Annotated[float, as_number, bounds], "str": str, "bool": bool}
+    checked = items[found["item"]]
+    if found["list"]:
+        as_list = BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)
+        checked = Annotated[list[checked], as_list]
+    return checked | None if found["none"] else checked
 
 
-def _converted(value, kind: str):
-    if kind.endswith(" | None"):
-        return None if value is None else _converted(value, kind.removesuffix(" | None"))
-    if kind.startswith("list["):
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        return [_converted(item, kind[5:-1]) for item in value]
-    if kind == "float" and type(value) in (int, str):
-        return float(value)
-    if type(value).__name__ != kind:
-        raise TypeError
-    return value
+def _fault(error: ErrorDetails, values: Mapping, types: Mapping[str, str]) -> str:
+    """A fault that pydantic found, in one sentence: expected, got, remedy."""
+    name, reason = error["loc"][0], error["type"]
+    if name not in types:
+        near = difflib.get_close_matches(str(name), types, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(types)}"
+        return f"unknown parameter {name!r} ({known})"
+    if reason == "missing":
+        return f"missing parameter {name!r}"
+    value, kind = values[name], types[name]
+    if reason == "finite_number" or reason.startswith(("greater_than", "less_than")):
+        expected = error["msg"].removeprefix("Input should be ")
+    else:
+        expected = f"{kind}, got {type(value).__name__}{_remedy(name, value, kind)}"
+    return f"{name}={reprlib.repr(value)}: expected {expected}"
 
 
 def _remedy(name: str, value, kind: str) -> str:
@@ -132,13 +132,3 @@ def _remedy(name: str, value, kind: str) -> str:
     if kind.startswith("str") and value is not None:
         return f"; write it in quotes (papermill: -r {name} ...)"
     return ""
-
-
-def _check_range(name: str, value) -> None:
-    numbers = [item for item in (value if isinstance(value, list) else [value]) if type(item) in (int, float)]
-    if not all(map(math.isfinite, numbers)):
-        raise ParameterError(f"{name}={reprlib.repr(value)}: expected a finite number")
-    for meaning, allowed, patterns in LIMITS:
-        applies = any(fnmatchcase(name, pattern) for pattern in patterns.split())
-        if applies and not all(map(allowed, numbers)):
-            raise ParameterError(f"{name}={reprlib.repr(value)}: expected {meaning}")

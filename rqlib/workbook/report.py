@@ -26,19 +26,20 @@ _OFFLINE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_css %}<style>
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
 </style>{% endblock %}
-"""  # the template of JupyterLab without the scripts it would load from the network
+"""  # JupyterLab's template without the scripts that it would load from the network
 
 
 def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hide_code: bool = False) -> Path:
     """Write executed notebooks, one below the other, as one HTML file, atomically.
 
-    Widgets are left out, for they need a kernel: each is followed by a static figure of its state.
+    Widgets need a kernel and are left out; the static figure that follows each in a notebook stays.
 
     Args:
-        title: of the page; where none is given, the first heading, or else the first notebook's name.
+        title: of the page; by default the first heading, or the first notebook's name if there is no heading.
+        hide_code: whether to leave the code cells' source out.
 
     Raises:
-        ValueError: no notebook given, a file that is none, or a formula that is not LaTeX.
+        ValueError: no notebook was given, a file is no notebook, or a formula is not LaTeX.
     """
     if not notebooks:
         raise ValueError("expected at least one executed notebook, got none")
@@ -67,7 +68,7 @@ def _heading(page: nbformat.NotebookNode) -> str | None:
 
 
 def _embed(page: nbformat.NotebookNode) -> None:
-    """Replace figures by HTML, the first of them with plotly.js; leave widgets out."""
+    """Replace figures by HTML, the first of them with plotly.js, and remove widgets."""
     library = True
     for cell in page.cells:
         cell.get("outputs", [])[:] = [
@@ -86,7 +87,7 @@ def _figure(figure: dict, library: bool) -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown to HTML, formulas to MathML, which browsers draw themselves."""
+    """Markdown to HTML, and formulas to MathML, which browsers draw without a library."""
 
     def inline_math(self, body: str) -> str:
         return _mathml(body)

@@ -21,13 +21,12 @@ from rqlib.workbook.parameters import ParameterError
 
 
 def run(notebook: str | Path, out: str | Path, values: dict) -> Path:
-    """Execute a notebook with these parameters and write it to ``out``, whole, without widget state.
+    """Execute a notebook with these parameters and write it to ``out``, whole and without the state of widgets.
 
-    Where a cell fails, the notebook so far, with the error in it, is kept as ``OUT.failed.ipynb``, and
-    ``out`` stays as it was.
+    If a cell fails, ``out`` stays as it was, and the notebook so far is kept as ``OUT.failed.ipynb`` with the error.
 
     Raises:
-        ParameterError: as `parameters.check`; nothing has been started or written.
+        ParameterError: as `parameters.check`; nothing was started or written.
         PapermillExecutionError: a cell failed.
     """
     checked = parameters.check(values, declared(notebook))
@@ -47,7 +46,7 @@ def declared(notebook: str | Path) -> dict[str, str]:
     """Name -> type, as text, of a notebook's parameters.
 
     Raises:
-        ParameterError: no such notebook, or none with one cell tagged ``parameters``.
+        ParameterError: there is no such notebook, or it has no cell tagged ``parameters``, or several.
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
@@ -60,9 +59,9 @@ def declared(notebook: str | Path) -> dict[str, str]:
 
 
 def _execute(notebook: str | Path, out: Path, values: dict) -> None:
-    """papermill over sockets in a private folder: kernels that start at once on a machine race for no port.
+    """Let papermill talk to its kernel by sockets in a private folder, so that kernels never compete for a port.
 
-    The folder is in /tmp, whatever TMPDIR says: the path of a socket has at most 107 letters.
+    The folder is in /tmp, whatever TMPDIR says, because the path of a socket may have at most 107 letters.
     """
     with tempfile.TemporaryDirectory(prefix="rqlib-", dir="/tmp") as sockets:
         papermill.execute_notebook(
@@ -79,10 +78,10 @@ def _execute(notebook: str | Path, out: Path, values: dict) -> None:
 
 
 def read_values(paths: list[str], settings: list[str]) -> dict:
-    """Parameters of YAML files, then of ``name=value`` settings (the value in YAML); later ones win.
+    """Parameters from YAML files, then from ``name=value`` settings (the value in YAML). Later ones win.
 
     Raises:
-        ParameterError: a file that is missing or no mapping, or a setting without ``=``.
+        ParameterError: a file is missing or is no mapping, or a setting has no ``=``.
     """
     values: dict = {}
     for path in paths:
@@ -113,7 +112,7 @@ def _yaml(text: str, where: str):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: one line on standard error and exit code 1 where something is wrong."""
+    """The command line: if something is wrong, one line on standard error and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.run", description="Run a notebook in batch.")
     parser.add_argument("notebook")
     parser.add_argument("out", help="the executed notebook")

@@ -10,14 +10,11 @@ from pathlib import Path
 import pandas
 
 from rqlib.core import files
-from rqlib.workbook import results
-
-WHERE = ("run", "checkpoint", "compare", "weights", "table", "network")
-"""Columns that say where a run read and wrote: no part of a table that travels."""
+from rqlib.workbook import results, seeds
 
 
 def runs() -> pandas.DataFrame:
-    """One row a finished run: notebook, folder, seconds, its scalar parameters of note, its summary."""
+    """One row per finished run: notebook, dataset, model, seed, its summary, seconds, folder."""
     records = [record for notebook in notebooks() for record in results.finished(notebook)]
     return pandas.DataFrame([_row(record) for record in records])
 
@@ -39,38 +36,12 @@ def _row(record: dict) -> dict:
     }
 
 
-def over_seeds(notebook: str) -> pandas.DataFrame:
-    """Rows of a notebook's finished runs, the seeds of one setting together: their number, mean and spread.
-
-    Numeric results get the columns ``NAME`` (mean) and ``NAME_std`` (sample standard deviation over
-    seeds, absent for one seed); texts and parameters tell the settings apart. The last columns say
-    on what machine, in which precision and from which commit.
-    """
-    records = results.finished(notebook)
-    parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
-    rows = results.collect(notebook)
-    rows = rows if "seed" in rows else rows.assign(seed=0)  # 03_fit draws nothing
-    provenance = pandas.DataFrame([_provenance(record) for record in records])
-    rows = rows.merge(provenance, on="run", validate="many_to_one")
-    numeric = [name for name in rows.select_dtypes("number") if name not in parameters]
-    settings = [
-        name for name in rows if name not in {*numeric, *WHERE, "seed"} and rows[name].nunique(dropna=False) > 0
-    ]
-    grouped = rows.groupby(settings, dropna=False, sort=False)
-    spread = grouped[numeric].std().add_suffix("_std")
-    spread = spread.loc[:, spread.fillna(0).any()]
-    table = pandas.concat(
-        [grouped.seed.nunique().rename("seeds"), grouped[numeric].mean(), spread], axis=1
-    ).reset_index()
-    last = [name for name in provenance if name != "run"]
-    return table[[name for name in table if name not in last] + last]
-
-
-def _provenance(record: dict) -> dict:
-    machine, policy = record["machine"], record["policy"]
-    processor = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
-    run = record["folder"].relative_to(results.outputs_folder()).as_posix()
-    return {"run": run, "machine": processor, "computed_in": policy["precision"], "torch": record["versions"]["torch"]}
+def write_table(notebook: str, path: Path, command: str) -> pandas.DataFrame:
+    """Write the mean and spread over seeds as CSV, with the command that made the runs as the last column."""
+    table = seeds.over_seeds(notebook).assign(command=command)
+    with files.atomic(path) as part:
+        table.round(6).to_csv(part, index=False)
+    return table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,10 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.table:
         notebook, path = given.table
-        table = over_seeds(notebook).assign(command=given.command)
-        with files.atomic(Path(path)) as part:
-            table.round(6).to_csv(part, index=False)
-        print(table.to_string(index=False))
+        print(write_table(notebook, Path(path), given.command).to_string(index=False))
         return
     table = runs()
     if table.empty:

@@ -71,15 +71,8 @@ def test_nothing_stays_replaced():
 
 @pytest.mark.filterwarnings("ignore:the gradient of the loss is exactly zero")
 def test_attack_through_hard_rounding():
-    class Rounded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = robust_networks.trained(adversarial=False)
-
-        def forward(self, x):
-            return self.network((x * 4).round() / 4)
-
-    model, (x, y) = Rounded(), robust_networks.images(100)
+    model = robust_networks.Defended(lambda network, x: network((x * 4).round() / 4))
+    x, y = robust_networks.images(100)
     pgd = functools.partial(attacks.pgd, ball=Linf(0.1), step_size=0.02, steps=15)
     with torch.no_grad():
         plain = (model(pgd(model, x, y)).argmax(1) == y).float().mean()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.notebooks.test_notebooks import ROOT, prepare
+from tests.notebooks.small import alone, environment, prepare
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -24,6 +24,11 @@ CELLS = """() => { const cells = window.jupyterapp.shell.currentWidget.content.m
     states.push([cell.executionState, cell.executionCount, cell.outputs.toJSON().filter(o => o.output_type === 'error')
       .map(o => o.ename + ': ' + o.evalue)]); }
   return states; }"""
+OPEN = """async path => { const app = window.jupyterapp;
+  const panel = await app.commands.execute('docmanager:open', {path, factory: 'Notebook'});
+  await panel.context.ready; await panel.sessionContext.ready; app.shell.activateById(panel.id);
+  await panel.sessionContext.session.kernel.info; }"""
+SHOWN = "path => window.jupyterapp.shell.currentWidget.context?.path === path"
 DONE = "(f => { const s = eval(f)(); return s.some(c => c[2].length) || s.every(c => c[0] === 'idle' && c[1]) })"
 MOVES = {  # notebook -> (kind of control, which of them, what to choose, what the figure's title then says)
     "01_train": ("slider", 0, None, "image 1 "),
@@ -40,9 +45,10 @@ pytestmark = [
 ]
 
 
-@contextlib.contextmanager
-def jupyterlab(folder: Path):
-    """Address of a JupyterLab on loopback that serves ``folder`` and keeps its settings there."""
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Folder and address of a JupyterLab on loopback that serves the folder and keeps its settings there."""
+    folder = tmp_path_factory.mktemp("lab")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -54,15 +60,14 @@ def jupyterlab(folder: Path):
     (folder / "labconfig/default_setting_overrides.json").write_text(json.dumps(overrides))
     settings = {name: str(folder / name) for name in ("JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")}
     settings |= {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
-    settings |= {"RQLIB_OUTPUTS": str(folder / "outputs"), "RQLIB_ROOT": str(ROOT)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=test", f"--ServerApp.root_dir={folder}"]
+    command += ["--expose-app-in-browser"]
     with (folder / "lab.log").open("w") as log:
-        command += ["--expose-app-in-browser"]
-        environment = os.environ | settings
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        started = environment(folder / "outputs") | settings
+        server = subprocess.Popen(command, env=started, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield _answering(f"http://127.0.0.1:{port}")
+            yield folder, _answering(f"http://127.0.0.1:{port}")
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(30)
@@ -77,38 +82,47 @@ def _answering(address: str) -> str:
     raise TimeoutError(f"JupyterLab does not answer at {address}")
 
 
-@pytest.mark.parametrize("notebook", MOVES)
-def test_the_widget_moves(notebook, tmp_path):
+@pytest.fixture(scope="module")
+def page(lab):
+    """JupyterLab in one page of one browser, for all notebooks."""
     from playwright.sync_api import sync_playwright
 
-    prepare(notebook, tmp_path)
-    with jupyterlab(tmp_path) as address, sync_playwright() as playwright:
+    _, address = lab
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
         page = browser.new_page(viewport={"width": 1200, "height": 1600})
         page.set_default_timeout(120_000)
-        page.goto(f"{address}/lab/tree/{notebook}.ipynb?token=test&reset")
-        page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.content?.model?.cells?.length > 0")
-        session = "window.jupyterapp.shell.currentWidget.sessionContext"
-        page.evaluate(f"{session}.ready")
-        page.wait_for_function(f"{session}.session?.kernel?.status === 'idle'")
-        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_function(DONE, arg=CELLS, timeout=300_000)
-        errors = [error for cell in page.evaluate(CELLS) for error in cell[2]]
-        assert not errors
-        title = _move(page, *MOVES[notebook])
-        title.wait_for()
-        title.scroll_into_view_if_needed()
-        kept = os.environ.get("RQLIB_SCREENSHOTS", tmp_path)
-        page.screenshot(path=Path(kept) / f"{notebook}.png")
+        page.goto(f"{address}/lab?token=test&reset")
+        page.wait_for_function("window.jupyterapp?.restored")
+        page.evaluate("window.jupyterapp.restored")
+        yield page
         browser.close()
-    assert (Path(kept) / f"{notebook}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("notebook", MOVES)
+def test_the_widget_moves(lab, page, notebook):
+    folder, _ = lab
+    prepare(notebook, folder / f"{notebook}.ipynb", alone(notebook, folder))
+    page.evaluate(OPEN, f"{notebook}.ipynb")
+    page.wait_for_function(SHOWN, arg=f"{notebook}.ipynb")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.wait_for_function(DONE, arg=CELLS, timeout=300_000)
+    errors = [error for cell in page.evaluate(CELLS) for error in cell[2]]
+    assert not errors
+    title = _move(page, *MOVES[notebook])
+    title.wait_for()
+    title.scroll_into_view_if_needed()
+    picture = Path(os.environ.get("RQLIB_SCREENSHOTS", folder)) / f"{notebook}.png"
+    page.screenshot(path=picture)
+    assert picture.stat().st_size > 10_000
 
 
 def _move(page, kind: str, index: int, choice: str | None, after: str):
     """Move a control; the title that the figure has afterwards, and not before."""
-    control = page.locator(".noUi-handle" if kind == "slider" else ".widget-dropdown select").nth(index)
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    control = notebook.locator(".noUi-handle" if kind == "slider" else ".widget-dropdown select").nth(index)
     control.scroll_into_view_if_needed()
-    title = page.locator(".gtitle", has_text=after).first
+    title = notebook.locator(".gtitle", has_text=after).first
     assert not title.count()
     if kind == "slider":
         control.focus()

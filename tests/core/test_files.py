@@ -20,41 +20,33 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_tensors_round_trip(tmp_path):
-    content = {"weight": torch.arange(4.0), "name": "x", "epoch": 3, "rows": [{"loss": 0.5}]}
-    files.save_tensors(tmp_path / "a.pt", content)
-    loaded = files.load_tensors(tmp_path / "a.pt")
-    assert torch.equal(loaded.pop("weight"), content.pop("weight"))
-    assert loaded == content
-
-
 class Malicious:
     def __reduce__(self):
         return Path.touch, (Path("executed"),)
 
 
-@pytest.mark.parametrize("case", ["truncated", "foreign", "code"])
-def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path, monkeypatch, case):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.pt"
+def truncate(path: Path) -> None:
     torch.save({"weight": torch.arange(1000.0)}, path)
-    if case == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-    elif case == "foreign":
-        path.write_bytes(b"PNG not a checkpoint")
-    else:
-        path.write_bytes(pickle.dumps({"weight": Malicious()}))
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        files.load_tensors(path)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "words"),
+    [
+        (truncate, ValueError, "not a whole checkpoint"),
+        (lambda path: path.write_bytes(b"PNG not a checkpoint"), ValueError, "not a whole checkpoint"),
+        (lambda path: path.write_bytes(pickle.dumps({"weight": Malicious()})), ValueError, "not a whole checkpoint"),
+        (lambda path: torch.save([torch.zeros(1)], path), ValueError, "expected a dict of tensors, got list"),
+        (lambda path: None, FileNotFoundError, "expected a checkpoint at .*bad.pt"),
+    ],
+    ids=["truncated", "foreign", "code", "list", "missing"],
+)
+def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path, monkeypatch, write, error, words):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "bad.pt")
+    with pytest.raises(error, match=words):
+        files.load_tensors(tmp_path / "bad.pt")
     assert not (tmp_path / "executed").exists()
-
-
-def test_missing_and_wrong_content(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
-        files.load_tensors(tmp_path / "none.pt")
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="expected a dict of tensors, got list"):
-        files.load_tensors(tmp_path / "list.pt")
 
 
 def test_lock_refuses_a_second_owner_and_is_freed_with_its_process(tmp_path):
@@ -72,6 +64,15 @@ def test_lock_refuses_a_second_owner_and_is_freed_with_its_process(tmp_path):
     files.lock(tmp_path).release()
 
 
-def test_sha256_of_a_known_text(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+def test_project_root_is_found_from_within_and_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("RQLIB_ROOT", raising=False)
+    project = Path(files.__file__).parents[2]
+    for folder in (project, project / "tests", tmp_path):
+        monkeypatch.chdir(folder)
+        assert files.project_root() == project
+    (tmp_path / "pyproject.toml").write_text('name = "rqlib"')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert files.project_root() == tmp_path
+    monkeypatch.setenv("RQLIB_ROOT", str(project))
+    assert files.project_root() == project

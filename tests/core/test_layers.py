@@ -59,25 +59,6 @@ def test_folding_matches_the_formula():
     torch.testing.assert_close(folded.bias, norm.bias + (conv.bias - norm.running_mean) * scale)
 
 
-class Branching(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-def test_untraceable_networks_are_said():
-    with pytest.raises(ValueError, match=r"cannot trace Branching: .*control flow.*weights alone"):
-        layers.fold_batchnorm(Branching())
-
-
-class Deep(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.choose = nn.Conv2d(1, 1, 1), Choose()
-
-    def forward(self, x):
-        return self.choose(self.stem(x))
-
-
 class Choose(nn.Module):
     def forward(self, x):
         if x.sum() > 0:
@@ -85,16 +66,24 @@ class Choose(nn.Module):
         return -x
 
 
-@pytest.mark.parametrize("model", [Choose(), Deep()], ids=["itself", "a part of it"])
-def test_the_line_that_cannot_be_traced_is_said(model):
-    with pytest.raises(ValueError, match=r"control flow \(\S*test_layers\.py, line \d+: if x\.sum\(\) > 0:\)\. What"):
-        layers.trace(model)
+LINE = r"Sequential: .*control flow \(\S*test_layers\.py, line \d+: if x\.sum\(\) > 0:\)\. What .*weights alone"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
-def test_what_has_no_line_of_its_own_is_said_without():
-    with pytest.raises(ValueError, match=r"cannot trace TopLevelTracedModule: [^()]*\. What needs the graph"):
-        layers.trace(torch.jit.trace(nn.ReLU(), torch.ones(1)))
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), Choose()), f"cannot trace {LINE}"),
+        (
+            lambda: torch.jit.trace(nn.ReLU(), torch.ones(1)),
+            r"cannot trace TopLevelTracedModule: [^()]*\. What needs the graph",
+        ),
+    ],
+    ids=["a part of it", "no line of its own"],
+)
+def test_a_network_that_cannot_be_traced_is_refused_with_the_line(make, words):
+    with pytest.raises(ValueError, match=words):
+        layers.trace(make())
 
 
 class Halve(nn.Module):
@@ -115,14 +104,16 @@ def test_input_transforms_follow_copies_and_stack():
     torch.testing.assert_close(layer(x), plain(x) / 4)
 
 
-def test_outputs_and_shapes_leave_no_hooks(residual):
+def test_outputs_are_of_the_first_call_and_leave_no_hooks(residual):
     x = torch.randn(2, 3, 8, 8)
-    found = layers.outputs(residual.eval(), ["stem", "head"], x)
+    found = layers.outputs(residual.eval(), ["stem", "shared", "head"], x)
     torch.testing.assert_close(found["stem"], residual.stem(x))
     assert found["head"].shape == (2, 5)
-    shapes = layers.output_shapes(residual, x)
-    assert shapes["shared"] == ((2, 4, 8, 8), (2, 4, 8, 8))
-    assert [name for name, _ in layers.weighted_layers(residual)] == list(shapes)
+    calls = []
+    with layers.watching(residual, ["shared"], lambda name, inputs, output: calls.append(output)):
+        residual(x)
+    assert len(calls) == 2
+    assert torch.equal(found["shared"], calls[0])
     with pytest.raises(RuntimeError):
         layers.outputs(residual, ["stem"], torch.randn(2, 1, 8, 8))
     assert not any(module._forward_hooks for module in residual.modules())

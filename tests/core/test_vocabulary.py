@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
+import torch
 
-from rqlib.core.vocabulary import ImageSpec, did_you_mean
+from rqlib.core.vocabulary import ImageSpec, check_pixels, did_you_mean
 
 
 def test_shape_and_tuples():
@@ -13,16 +14,25 @@ def test_shape_and_tuples():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("call", "words"),
     [
-        ({"num_classes": 0}, "positive"),
-        ({"channels": 1}, "mean and std of 1 channels"),
-        ({"std": (0.1, 0.0, 0.1)}, "std > 0"),
+        (lambda: ImageSpec(num_classes=0), "positive"),
+        (lambda: ImageSpec(channels=1), "mean and std of 1 channels"),
+        (lambda: ImageSpec(std=(0.1, 0.0, 0.1)), "std > 0"),
+        (lambda: check_pixels(torch.tensor([0.5, 1.1]), "x", nan="none"), r"x in \[0, 1\], got \[0.5, 1.1\]; normali"),
+        (
+            lambda: check_pixels(torch.tensor([0.5, torch.nan]), "x", nan="x holds NaN"),
+            r"got \[nan, nan\]; x holds NaN",
+        ),
     ],
 )
-def test_bad_spec(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ImageSpec(**settings)
+def test_faulty_specs_and_pixels_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_pixels_may_be_off_by_rounding():
+    check_pixels(torch.tensor([-1e-7, 1 + 1e-7]), "x", nan="none")
 
 
 def test_did_you_mean_names_the_nearest_and_all():

@@ -1,4 +1,3 @@
-import copy
 from functools import partial
 
 import pytest
@@ -12,12 +11,6 @@ from rqlib.generator import adjustment
 from tests import generated
 
 ATTACK = partial(attacks.pgd, ball=Linf(8 / 255), step_size=4 / 255, steps=2, active_set=True)
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    with runtime.using("cpu", "float32"):
-        yield
 
 
 def harmless(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -52,38 +45,26 @@ def test_the_rule(clean, robust, number, expected):
     assert adjustment.choose({"clean_difference": clean, "robust_difference": robust}, number) == expected
 
 
-def test_every_round_is_logged_with_its_differences():
-    rows = adjust(generated.trained(), target=(0.9, 0.3))
-    assert list(rows["round"]) == list(range(len(rows)))
-    assert ((rows.clean - 0.9) * 100).tolist() == pytest.approx(rows.clean_difference.tolist())
-    assert ((rows.robust - 0.3) * 100).tolist() == pytest.approx(rows.robust_difference.tolist())
-    assert rows.action.iloc[-1] == "stop"
-    assert rows.loss.notna().sum() == len(rows) - 1
-
-
 def test_it_stops_where_the_target_is_met():
     built = generated.trained()
-    before = copy.deepcopy(built.state_dict())
     fresh = generator.sample(built, 50, seed=runtime.rng(0, 0).initial_seed())
     met = adjustment.target(generated.teacher(), fresh, harmless)
     assert met.clean == met.robust == measures.accuracy(generated.teacher(), *fresh)
     rows = adjust(built, harmless, target=met)
     assert rows.action.tolist() == ["stop"]
     assert rows.clean_difference[0] == rows.robust_difference[0] == 0
-    assert all(torch.equal(before[name], value) for name, value in built.state_dict().items())
+    assert generated.same(built, generated.trained())
 
 
 def test_superposed_steps_lower_the_robustness_of_the_images():
-    rows = adjust(generated.trained(), rounds=6, steps=6, images=200, lr=3e-3)
+    rows = adjust(generated.trained(), rounds=4, steps=6, images=100, lr=3e-3)
     assert "superposed" in set(rows.action)
     assert rows.robust.iloc[-1] < rows.robust.iloc[0]
-
-
-def test_without_a_target_images_shall_be_classified_as_asked_and_withstand_nothing():
-    rows = adjust(generated.trained(), harmless, rounds=1)
-    assert rows.robust_difference[0] == pytest.approx(100 * rows.clean[0])
-    assert rows.clean_difference[0] == pytest.approx(100 * (rows.clean[0] - 1))
-    assert rows.action[0] in ("superposed", "single")
+    assert list(rows["round"]) == list(range(len(rows)))
+    assert rows.clean_difference.tolist() == pytest.approx([100 * (clean - 1) for clean in rows.clean])
+    assert rows.robust_difference.tolist() == pytest.approx([100 * robust for robust in rows.robust])
+    assert rows.action.iloc[-1] == "stop"
+    assert rows.loss.notna().sum() == len(rows) - 1
 
 
 def test_attacked_copies_where_images_are_too_weak():
@@ -107,19 +88,34 @@ def test_an_interrupted_adjustment_ends_with_the_same_weights(tmp_path):
     resumed = generated.trained()
     rows = adjust(resumed, failing, checkpoint=path)
     assert rows.equals(expected)
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
-    assert adjust(generated.trained(), failing, checkpoint=path).equals(expected)
-    with pytest.raises(ValueError, match="belongs to another training"):
-        adjust(generated.trained(), checkpoint=path)
+    assert generated.same(resumed, whole)
+    assert adjust(generated.trained(), failing, checkpoint=path).equals(expected), "a finished one is only read"
 
 
-def test_a_target_of_percent_is_refused():
-    with pytest.raises(ValueError, match="divide percent by 100"):
-        adjust(generated.trained(), target=(95.0, 20.0))
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": (95.0, 20.0)}, "divide percent by 100"),
+        ({"attack": black}, "belongs to another training: attack"),
+    ],
+)
+def test_errors(tmp_path, options, words):
+    settings = {"rounds": 0, "checkpoint": tmp_path / "adjust.pt"}
+    adjust(generated.trained(), **settings)
+    with pytest.raises(ValueError, match=words):
+        adjust(generated.trained(), **settings | options)
 
 
-def test_the_target_is_measured_on_images():
-    split = data.Split(*(part[:50] for part in data.load("digits").validation))
-    clean, robust = adjustment.target(generated.teacher(), split, ATTACK)
-    assert clean == measures.accuracy(generated.teacher(), *split)
-    assert robust == measures.accuracy(generated.teacher(), *split, attack=ATTACK)
+def test_copies_are_adjusted_without_and_with_a_target(tmp_path):
+    real, trained = data.load("digits").validation.take(50), generated.trained()
+    settings = {"attack": ATTACK, "rounds": 1, "images": 50, "batch_size": 16, "folder": tmp_path}
+    found = adjustment.adjust_all(trained, generated.teacher(), real, **settings)
+    assert found.generators["trained"] is trained
+    assert {path.name for path in tmp_path.iterdir()} == {"adjusted.pt", "targeted.pt"}
+    clean, robust = (measures.accuracy(generated.teacher(), *real, attack=attack) for attack in (None, ATTACK))
+    assert found.targets == {"adjusted": None, "targeted": (clean, robust)}
+    for name, target in found.targets.items():
+        alone = generated.trained()
+        rows = adjust(alone, target=target, rounds=1)
+        assert found.rounds.loc[found.rounds.generator == name, "clean"].tolist() == rows.clean.tolist()
+        assert generated.same(found.generators[name], alone)

@@ -12,17 +12,10 @@ SPEC = ImageSpec(channels=1, height=28, width=28, mean=(0.5,), std=(0.5,))
 def test_rows_are_those_of_a_sweep_without_its_scores():
     torch.manual_seed(0)
     network = models.build("LeNet", SPEC, width=0.2)
-    formats = ["INT_3", "INT_4", "POT_4", "FLOAT_5_E2"]
-    rows = data_free.similarity_rows(network, SPEC, formats, measures=["js", "relative_error", "js_legacy"])
-    images = torch.rand(20, 1, 28, 28)
-    sweep = quantization.sweep(
-        network,
-        formats,
-        images,
-        images,
-        torch.zeros(20, dtype=torch.long),
-        measures=["js", "relative_error", "js_legacy"],
-    )
+    formats, measures = ["INT_3", "INT_4", "POT_4", "FLOAT_5_E2"], ["js", "relative_error", "js_legacy"]
+    rows = data_free.similarity_rows(network, SPEC, formats, measures=measures)
+    images, labels = torch.rand(20, 1, 28, 28), torch.zeros(20, dtype=torch.long)
+    sweep = quantization.sweep(network, formats, images, images, labels, measures=measures)
     assert set(rows) < set(sweep)
     for name in rows:
         expected = sweep[name].tolist()
@@ -41,7 +34,15 @@ def test_networks_open_from_a_checkpoint_or_by_name(tmp_path):
     for name, value in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
         assert torch.equal(named.state_dict()[name], value)
-    with pytest.raises(ValueError, match=r"expected weights=PATH .* for 'LeNet', got none"):
-        data_free.open_network("LeNet", SPEC)
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
-        data_free.open_network(str(tmp_path / "c.pt"), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("LeNet", ValueError, r"expected weights=PATH .* for 'LeNet', got none"),
+        ("nowhere.pt", FileNotFoundError, "expected a checkpoint"),
+    ],
+)
+def test_errors(source, error, words):
+    with pytest.raises(error, match=words):
+        data_free.open_network(source, SPEC)

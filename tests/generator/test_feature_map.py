@@ -4,7 +4,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from rqlib.generator import feature_map
+from rqlib import data, generator
+from rqlib.generator import feature_map, last_layer
+from tests import generated
 
 LABELS = torch.arange(4).repeat(50)
 
@@ -36,19 +38,30 @@ def test_numbers_tell_tight_from_wide():
     assert feature_map.measure(feature_map.project(sets["tight"][0], alone), alone).covered_area[0] == 1
 
 
-def test_one_class_alone_has_nothing_to_be_apart_from():
-    sets = {"one": (clusters(1.0)[0], torch.zeros(200, dtype=torch.long))}
-    row = feature_map.measure(feature_map.project(sets["one"][0], sets), sets).iloc[0]
-    assert row[["silhouette", "center_distance"]].isna().all()
-    assert row.covered_area == 1
-
-
-def test_classes_that_are_one_point_have_no_size_to_be_apart_by():
+def test_what_has_no_size_or_no_distance_is_nan():
     features, labels = clusters(1.0)
-    collapsed = {"one point": (torch.ones_like(features), labels), "real": (features, labels)}
-    table = feature_map.measure(feature_map.project(features, collapsed), collapsed).set_index("set")
+    sets = {
+        "real": (features, labels),
+        "one class": (features, torch.zeros_like(labels)),
+        "one point": (torch.ones_like(features), labels),
+    }
+    table = feature_map.measure(feature_map.project(features, sets), sets).set_index("set")
+    assert table.loc["one class", ["silhouette", "center_distance"]].isna().all()
     assert math.isnan(table.center_distance["one point"])
     assert table.covered_area["one point"] < 0.1 < table.covered_area["real"]
+
+
+def test_sets_of_images_are_cut_to_the_smallest_and_mapped():
+    images, made = data.load("digits"), generator.sample(generated.trained(), 60)
+    found = generator.map_features(
+        generated.teacher(), {"test": images.test.take(40), "trained": made}, reference=images.validation.images
+    )
+    assert found.points.set.value_counts().to_dict() == {"test": 40, "trained": 40}
+    assert found.separation.images.tolist() == [40, 40]
+    reference = last_layer.features(generated.teacher(), images.validation.images)
+    features = {"trained": (last_layer.features(generated.teacher(), made.images[:40]), made.labels[:40])}
+    alone = feature_map.project(reference, features)
+    assert found.points.loc[found.points.set == "trained", "x"].tolist() == pytest.approx(alone.x.tolist(), abs=1e-5)
 
 
 def test_sets_of_other_networks_are_refused():

@@ -1,9 +1,11 @@
+import math
+
 import pandas
 import torch
 
+from rqlib import data
 from rqlib.generator import feature_map, figures
-from rqlib.robustness import quantized_networks
-from tests.robustness.test_quantized_networks import wide
+from rqlib.generator.adjustment import Target
 
 
 def test_training_draws_what_there_is():
@@ -20,17 +22,13 @@ def test_adjustment_marks_every_round_with_its_action():
         "round": [0, 1, 2], "action": ["superposed", "single", "stop"],
         "clean_difference": [0.0, -4.0, -2.0], "robust_difference": [50.0, 0.5, 0.5],
     })  # fmt: skip
-    figure = figures.adjustment({"no target": rows, "target": rows.tail(1)})
+    rounds = pandas.concat([rows.assign(generator="adjusted"), rows.tail(1).assign(generator="targeted")])
+    figure = figures.adjustment(rounds, {"adjusted": None, "targeted": Target(0.94, 0.2)})
     named = [trace.name for trace in figure.data if trace.showlegend]
     assert named == ["superposed", "single", "stop"]
-    points = [
-        (x, y)
-        for trace in figure.data
-        if trace.mode == "markers" and trace.xaxis == "x"
-        for x, y in zip(trace.x, trace.y, strict=True)
-    ]
-    assert sorted(points) == [(0, 0.0), (1, -4.0), (2, -2.0)]
-    assert "target: under attack" in [annotation.text for annotation in figure.layout.annotations]
+    marks = [trace for trace in figure.data if trace.mode == "markers" and trace.xaxis == "x"]
+    assert sorted((trace.x[0], trace.y[0]) for trace in marks) == [(0, 0.0), (1, -4.0), (2, -2.0)]
+    assert "target 94% clean, 20% attacked: under attack" in [note.text for note in figure.layout.annotations]
 
 
 def points():
@@ -39,7 +37,7 @@ def points():
     return feature_map.project(sets["test"][0], sets)
 
 
-def test_maps_have_a_panel_a_set_and_a_color_a_class():
+def test_maps_have_a_panel_for_every_set_and_a_color_for_every_class():
     figure = figures.maps(points(), ["a", "b", "c", "d"])
     assert len(figure.data) == 8
     assert [note.text for note in figure.layout.annotations] == ["test", "trained"]
@@ -51,11 +49,26 @@ def test_maps_have_a_panel_a_set_and_a_color_a_class():
     assert many.data[1].marker.color.startswith("hsl")
 
 
+def test_samples_have_a_row_for_every_class():
+    made = data.Split(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2)
+    figure = figures.samples(made, ["cat", "dog"], name="adjusted")
+    assert list(figure.layout.yaxis.ticktext) == ["cat", "dog"]
+    assert figure.layout.title.text == "Generated images by class: adjusted"
+
+
+def test_the_forecast_says_how_far_it_is_from_the_truth():
+    rows = pandas.DataFrame({"format": ["INT_4", "INT_8"], "predicted": [0.2, 0.0], "accuracy_loss": [0.3, 0.0]})
+    figure = figures.forecast(rows.assign(lower=math.nan, upper=math.nan, outside=""), title="net")
+    assert figure.layout.title.text == "net: R<sup>2</sup> 0.778, mean absolute error 0.050"
+
+
 def test_relative_says_its_r2_in_every_panel():
-    frame = quantized_networks.relative(quantized_networks.published(wide()))
-    figure = figures.relative(frame)
+    kept = {"format": ["INT_4", "INT_8"], "test": [0.5, 0.9], "pseudo": [0.4, 0.8]}
+    panels = [(generator, attack) for generator in ("trained", "adjusted") for attack in ("clean", "pgd")]
+    rows = [pandas.DataFrame({"model": "net", "generator": one, "attack": attack, **kept}) for one, attack in panels]
+    figure = figures.relative(pandas.concat(rows))
     titles = [note.text for note in figure.layout.annotations]
-    score = quantized_networks.agreement(frame).set_index(["generator", "attack"]).identity_r2
-    assert f"trained, pgd: R<sup>2</sup> of y = x {score['trained', 'pgd']:.2f}" in titles
+    assert "adjusted, pgd: R<sup>2</sup> of y = x 0.75" in titles
     dots = [trace for trace in figure.data if trace.mode == "markers"]
-    assert [list(trace.text) for trace in dots] == [["INT_4", "INT_8"]] * 3
+    assert [list(trace.text) for trace in dots] == [["INT_4", "INT_8"]] * 4
+    assert [trace.showlegend for trace in dots] == [True, False, False, False]

@@ -1,74 +1,118 @@
+import math
+
 import pandas
 import pytest
 
 from rqlib import data, generator, prediction, quantization
-from rqlib.core import runtime
 from rqlib.generator import migration
 from tests import generated, published
 
-FORMATS = ["INT_3", "INT_4", "INT_8", "FLOAT_8_E4"]
+FORMATS = ["INT_3", "INT_8", "FLOAT_8_E4"]
 
 
-@pytest.fixture(autouse=True)
-def float32():
-    with runtime.using("cpu", "float32"):
-        yield
+def sets() -> dict[str, data.Split]:
+    return {
+        name: generator.sample(generated.trained(), 60, seed=seed) for seed, name in enumerate(("adjusted", "trained"))
+    }
 
 
-def losses(real=None, **options):
-    made = generator.sample(generated.trained(), 200)
-    pseudo = {"trained": made, "adjusted": generator.sample(generated.trained(), 100, seed=1)}
-    return migration.losses(generated.teacher(), FORMATS, made.images, pseudo, real, **options)
+def losses(formats=FORMATS, real=None, pseudo=None, **options) -> pandas.DataFrame:
+    pseudo = pseudo or sets()
+    return migration.losses(
+        generated.teacher(), formats, sets()["trained"].images, pseudo, real, measures=["js"], **options
+    )
 
 
 def test_rows_are_those_of_sweeps(tmp_path):
-    test = data.load("digits").test
-    rows = losses(test, folder=tmp_path)
-    made = generator.sample(generated.trained(), 200)
-    real = quantization.sweep(generated.teacher(), FORMATS, made.images, *test)
-    on_pseudo = quantization.sweep(generated.teacher(), FORMATS, made.images, *made)
+    test, made = data.load("digits").test.take(100), sets()["trained"]
+    rows = losses(real=test, folder=tmp_path)
+    real = quantization.sweep(generated.teacher(), FORMATS, made.images, *test, measures=["js"])
+    on_pseudo = quantization.sweep(generated.teacher(), FORMATS, made.images, *made, measures=["js"])
     assert rows.accuracy_loss.tolist() == real.accuracy_loss.tolist()
     assert rows.pseudo_accuracy_loss.tolist() == on_pseudo.accuracy_loss.tolist()
     assert rows.js_macs.tolist() == real.js_macs.tolist()
+    assert list(rows)[-2:] == ["pseudo_accuracy_loss", "pseudo_accuracy_loss_adjusted"], "in a fixed order"
     assert {path.name for path in tmp_path.iterdir()} == {"trained.pt", "adjusted.pt", "real.pt"}
+
+
+def test_no_formats_are_the_whole_grid(monkeypatch):
+    asked = []
+    rows = pandas.DataFrame({"accuracy_loss": [0.0], **dict.fromkeys(migration.TRUTH, [0.0])})
+    monkeypatch.setattr(quantization, "sweep", lambda model, formats, *_, **__: asked.append(formats) or rows)
+    losses([])
+    assert asked[0] == list(quantization.GRID)
 
 
 def test_without_images_there_is_no_truth():
     rows = losses()
     assert not {"accuracy", "accuracy_loss", "float_accuracy"} & set(rows)
     assert {"pseudo_accuracy_loss", "pseudo_accuracy_loss_adjusted", "js_macs"} <= set(rows)
-    found = migration.forecast(rows.assign(model="new"))
+    found = migration.migrate(rows.assign(model="new"))
     assert "accuracy_loss" not in found
     assert found.set_index("format").predicted.to_dict() == rows.set_index("format").pseudo_accuracy_loss.to_dict()
 
 
 def test_calibration_without_data_is_as_good():
     digits = data.load("digits")
-    made = generator.sample(generated.trained(), 500)
-    found = [quantization.sweep(generated.teacher(), ["INT_8", "FLOAT_8_E4"], images, *digits.test, measures=[])
-             for images in (digits.train.images, made.images)]  # fmt: skip
-    assert (found[0].accuracy - found[1].accuracy).abs().max() < 0.03
+    made = generator.sample(generated.trained(), 300)
+    images = {"real": digits.calibration(300), "generated": made.images}
+    found = migration.calibrations(generated.teacher(), images, digits.test)
+    assert list(found) == ["format", "real", "generated", "float"]
+    assert found.format.tolist() == ["INT_8", "FLOAT_8_E4"]
+    assert (found.real - found.generated).abs().max() < 0.03
+    assert (found.real - found.float).abs().max() < 0.03
 
 
-def known():
-    frame = published.made_up(4)
+def known() -> pandas.DataFrame:
+    frame = published.made_up(4, formats=8)
     return prediction.table(frame.assign(pseudo_accuracy_loss=0.5 * frame.js_macs / (frame.js_macs + 1)))
 
 
-def test_rows_without_generated_images_forecast_nothing():
-    rows = pandas.DataFrame({"model": ["net"], "format": ["INT_8"], "accuracy": [0.8], "float_accuracy": [0.9]})
-    with pytest.raises(ValueError, match="expected a loss on generated images"):
-        migration.forecast(rows)
-
-
-def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(capsys):
+def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(monkeypatch):
+    seen, leaderboard = [], prediction.leaderboard
+    monkeypatch.setattr(
+        prediction, "leaderboard", lambda others, **more: seen.append(others) or leaderboard(others, **more)
+    )
     new = known()[lambda frame: frame.model == "net3"]
-    found = migration.forecast(new, known())
+    found = migration.migrate(new, known())
+    assert set(seen[0].model) == {"net0", "net1", "net2"}
     assert found.lower.notna().all()
-    assert (found.predicted - found.accuracy_loss).abs().mean() < 0.1
-    others = known()[lambda frame: frame.model != "net3"]
-    assert migration.forecast(new, others).equals(found)
-    few = migration.forecast(new.assign(pseudo_accuracy_loss_boundary=0.25), others[others.model == "net0"])
+    assert migration.score(found)["mae"] < 0.1
+
+
+def test_too_few_networks_measured_before_leave_the_loss_on_generated_images(capsys):
+    new = known()[lambda frame: frame.model == "net3"].assign(pseudo_accuracy_loss_boundary=0.25)
+    few = migration.migrate(new, known()[lambda frame: frame.model == "net0"])
     assert set(few.predicted) == {0.25}, "images between classes come first"
     assert few.lower.isna().all()
     assert "1 other networks, fewer than 3" in capsys.readouterr().out
+
+
+def test_networks_measured_before_are_read_from_a_file(tmp_path):
+    published.made_up(2).to_csv(tmp_path / "known.csv", index=False)
+    assert migration.measured_before("") is None
+    assert migration.measured_before(str(tmp_path / "known.csv")).model.nunique() == 2
+
+
+def test_recorded_rows_begin_with_the_float_network_and_hold_every_format():
+    lost = pandas.DataFrame({"format": ["INT_8", "INT_4"], "accuracy": [0.9, 0.5]})
+    study = pandas.DataFrame({"format": ["FP32", "INT_4", "POT_4"], "test_clean": [0.95, 0.5, 0.6]})
+    rows = migration.rows(lost.assign(dataset="digits", model="net", width=1.0, seed=None), study)
+    assert list(rows) == ["format", "test_clean", "accuracy", "dataset", "model", "width", "seed"]
+    assert rows.format.tolist() == ["FP32", "INT_8", "INT_4", "POT_4"]
+    assert rows.model.tolist() == ["net"] * 4
+    assert rows.seed.isna().all(), "a network from elsewhere has no seed"
+    assert rows.accuracy.tolist() == pytest.approx([math.nan, 0.9, 0.5, math.nan], nan_ok=True)
+    assert rows.test_clean.tolist() == pytest.approx([0.95, math.nan, 0.5, 0.6], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: losses(pseudo={"targeted": None}), "generators boundary, trained, adjusted, got targeted"),
+        (lambda: migration.migrate(published.made_up(1)), "expected a loss on generated images"),
+    ],
+)
+def test_errors(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -2,19 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rqlib import models
-from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
-from rqlib.generator.network import Generator, build, load, sample, save, single, superposed
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    with runtime.using("cpu", "float32"):
-        yield
+from rqlib.generator.mixtures import single
+from rqlib.generator.network import Generator, build, load, save
 
 
 def small(shape=(3, 32, 32), classes: int = 10, width: int = 12) -> Generator:
@@ -46,51 +38,30 @@ def test_the_embedding_starts_as_the_teachers_last_weight_standardized():
     assert all(torch.equal(a, b) for a, b in zip(built.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-@given(count=st.integers(1, 50), classes=st.integers(2, 120), seed=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
-def test_superposed_labels_are_mixtures(count, classes, seed):
-    mixtures = superposed(count, classes, runtime.rng(seed))
-    assert mixtures.shape == (count, classes)
-    assert torch.allclose(mixtures.sum(1), torch.ones(count), atol=1e-5)
-    assert (mixtures >= 0).all()
-    assert (mixtures > 0).sum(1).max() <= max(2, classes // 10)
-
-
-def test_members_of_a_mixture_are_drawn_with_replacement():
-    mixtures = superposed(2000, 10, runtime.rng(0))
-    alone = (mixtures.amax(1) == 1).float().mean().item()
-    assert alone == pytest.approx(0.1, abs=0.03)
-    many = superposed(500, 10, runtime.rng(0), members=5)
-    assert (many > 0).sum(1).max() == 5
-
-
-def test_samples_are_seeded_balanced_and_independent_of_the_batch_size():
-    network = small().train()
-    made = sample(network, 25, seed=3, batch_size=7)
-    assert network.training
-    assert made.images.dtype == torch.uint8
-    assert made.images.shape == (25, 3, 32, 32)
-    assert torch.equal(made.labels.bincount(), torch.tensor([3] * 5 + [2] * 5))
-    again = sample(network, 25, seed=3)
-    assert (made.images.int() - again.images.int()).abs().max() <= 1
-    assert not torch.equal(sample(network, 25, seed=4).images, again.images)
-
-
 def test_a_generator_survives_its_file(tmp_path):
     network = small((1, 28, 28))
     network.expand.weight.data += 1
     loaded = load(save(tmp_path / "g.pt", network))
-    assert torch.equal(sample(loaded, 10).images, sample(network, 10).images)
-    torch.save({"state": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="expected a generator, found no channels, spec"):
-        load(tmp_path / "other.pt")
+    assert not loaded.training
+    assert loaded.spec == network.spec
+    inputs = single(torch.arange(10), 10), torch.randn(10, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), network.eval()(*inputs))
 
 
-def test_bad_input():
-    with pytest.raises(ValueError, match="count >= 1, got 0"):
-        sample(small(), 0)
-    with pytest.raises(ValueError, match="at least 2 channels"):
-        Generator(torch.randn(10, 3), ImageSpec(), channels=1)
-    teacher = models.build("SmallCNN", ImageSpec())
-    with pytest.raises(ValueError, match="do not fit the network"):
-        build(teacher, ImageSpec(3, 64, 64))
+def foreign(folder):
+    torch.save({"state": {}}, folder / "other.pt")
+    return folder / "other.pt"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda folder: Generator(torch.randn(10, 3), ImageSpec(), channels=1), "at least 2 channels, got 1"),
+        (lambda folder: build(models.build("SmallCNN", ImageSpec()), ImageSpec(3, 64, 64)), "do not fit the network"),
+        (lambda folder: load(foreign(folder)), "expected a generator, found no channels, spec"),
+    ],
+)
+def test_errors(tmp_path, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(tmp_path)

@@ -1,16 +1,7 @@
-import pytest
-
 from rqlib import data, generator
-from rqlib.core import runtime
-from rqlib.generator import features, widget
+from rqlib.generator import widget
 from tests import generated
 from tests.generator.test_figures import points
-
-
-@pytest.fixture(autouse=True)
-def float32():
-    with runtime.using("cpu", "float32"):
-        yield
 
 
 def test_the_slider_moves_images_from_one_class_to_another():
@@ -25,9 +16,8 @@ def test_the_slider_moves_images_from_one_class_to_another():
 
 
 def test_a_click_shows_the_image_of_the_point():
-    made = generator.sample(generated.trained(), 20).images
-    both = {"test": data.load("digits").test.images[:20], "trained": made}
-    linked = widget.linked_map(points(), both, ["a", "b", "c", "d"])
+    sets = {"test": data.load("digits").test.take(20), "trained": generator.sample(generated.trained(), 20)}
+    linked = widget.LinkedMap(points(), sets, ["a", "b", "c", "d"])
     assert linked.shown.layout.title.text == "test, image 0: a"
     trace = linked.figure.data[6]  # class c of the second set: images 2, 6, 10, ...
     linked._click(trace, type("Points", (), {"point_inds": [1]}), None)
@@ -35,8 +25,3 @@ def test_a_click_shows_the_image_of_the_point():
     before = linked.shown.data[0].source
     linked.show("test", 6)
     assert linked.shown.data[0].source != before
-
-
-def test_features_of_generated_images_are_the_teachers():
-    made = generator.sample(generated.trained(), 20)
-    assert features.features(generated.teacher(), made.images).shape == (20, 84)

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,11 @@ def test_parameters_cell_is_annotated_and_followed_by_run(path):
     code = cells(path)
     at = [index for index, cell in enumerate(code) if "parameters" in tags(cell)]
     assert at == [0]
-    body = ast.parse(source(code[0])).body
-    assert all(isinstance(node, ast.AnnAssign) and node.value for node in body)
-    assert all("  # " in line for line in source(code[0]).splitlines()), "every parameter has a comment"
+    body, lines = ast.parse(source(code[0])).body, source(code[0]).splitlines()
+    for node in body:
+        assert isinstance(node, ast.AnnAssign)
+        assert node.value
+        assert "  # " in "".join(lines[node.lineno - 1 : node.end_lineno]), f"{node.target.id} has no comment"
     assert f'Run("{path.stem}", globals()' in source(code[1])
 
 
@@ -59,9 +63,21 @@ def test_a_cell_of_every_notebook_is_really_compared(path):
     assert all("keep_output" in tags(cell) and cell["outputs"] for cell in compared)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("params/*/[0-9]*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
-)
+@every_notebook
+def test_lines_of_code_are_at_most_100_characters_long(path):
+    lines = [line for cell in cells(path) for line in source(cell).splitlines()]
+    assert not [line for line in lines if len(line) > 100]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_parameter_files_use_the_notebooks_names(path):
     known = parameters(ROOT / "notebooks" / f"{path.stem}.ipynb")
     assert set(yaml.safe_load(path.read_text()) or {}) <= set(known)
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=" ".join)
+def test_ruff_finds_nothing(arguments):
+    """In modules, tests and notebooks."""
+    ruff = Path(sys.executable).with_name("ruff")
+    done = subprocess.run([ruff, *arguments, "--no-cache", "."], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -3,7 +3,6 @@ import functools
 import numpy
 import pytest
 
-from rqlib import prediction
 from rqlib.prediction import figures, fits, forecasting, ranking
 from rqlib.prediction.forecasting import Predictor
 from tests import published
@@ -11,20 +10,15 @@ from tests import published
 ONE = Predictor(("js_macs_normalized",), "rational_2", "one")
 
 
-@functools.cache
-def table():
-    return prediction.table(published.made_up(4))
+table = functools.partial(published.losses, 4)
 
 
-def test_model_curves_have_a_panel_a_network_with_its_r2():
-    own = {
-        model: fits.fit(rows[["js_macs"]], rows.accuracy_loss, "rational_2") for model, rows in table().groupby("model")
-    }
+def test_model_curves_have_a_panel_with_its_r2_for_each_network():
+    own = fits.fit_each(table(), "js_macs", "isotonic").isotonic
     figure = figures.model_curves(table(), "js_macs", own, title="t")
-    assert [note.text for note in figure.layout.annotations] == [
-        f"{model}: R<sup>2</sup> = {fit.r2:.3f}" for model, fit in own.items()
-    ]
-    assert sorted({trace.name for trace in figure.data}) == ["INT", "POT", "rational_2"]
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == [f"{model}: R<sup>2</sup> = {fit.r2:.3f}" for model, fit in own.items()]
+    assert sorted({trace.name for trace in figure.data}) == ["INT", "POT", "isotonic"]
     assert sum(trace.showlegend for trace in figure.data) == 3
     assert figure.layout.xaxis.type == "log"
 
@@ -53,11 +47,9 @@ def test_board_bars_put_the_best_on_top_and_baselines_in_grey():
     bars, baselines, in_sample = figure.data
     assert list(figure.layout.yaxis.categoryarray) == list(board.predictor[::-1])
     assert set(baselines.y) == set(figures.BASELINES) == {one.name for one in ranking.BASELINES}
-    assert baselines.marker.color == figures.GREY
     assert list(bars.y) == ["one"]
-    assert [*bars.x, *baselines.x] == [
-        board.set_index("predictor").held_out_r2[name] for name in [*bars.y, *baselines.y]
-    ]
+    scores = board.set_index("predictor").held_out_r2
+    assert [*bars.x, *baselines.x] == scores[[*bars.y, *baselines.y]].tolist()
     assert list(in_sample.x) == list(board.in_sample_r2)
 
 
@@ -83,7 +75,3 @@ def test_forecast_tells_apart_what_is_within_the_tolerated_loss():
     assert len(over.x) + len(within.x) == len(found)
     assert list(measured.y) == found.accuracy_loss.tolist()
     assert len(figures.forecast(found.drop(columns="accuracy_loss"), 0.3).data) == 2
-
-
-def test_message_says_why_a_figure_is_empty():
-    assert figures.message("choose rows").layout.annotations[0].text == "choose rows"

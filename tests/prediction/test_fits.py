@@ -1,4 +1,7 @@
+import re
+
 import numpy
+import pandas
 import pytest
 from pandas import DataFrame
 from sklearn import metrics
@@ -16,6 +19,11 @@ def grouped(groups: int = 5, rows: int = 12) -> DataFrame:
     x = random.random(groups * rows)
     y = x**2 + 0.1 * random.random(groups * rows)
     return DataFrame({"x": x, "y": y, "group": numpy.repeat([f"g{index}" for index in range(groups)], rows)})
+
+
+def left_out(frame: DataFrame, family: str = "isotonic") -> DataFrame:
+    """Every row predicted without its group."""
+    return fits.cross(frame, ["x"], "y", "group", family).table()
 
 
 def test_scores_agree_with_scikit_learn():
@@ -37,14 +45,12 @@ def test_every_family_fits_predicts_and_says_what_it_is(family):
     assert (found.index == frame.index).all()
     assert ((found.lower <= found.predicted) & (found.predicted <= found.upper)).all()
     assert fit.equation.startswith("loss = ")
-    assert fit.parameters
-    assert all(numpy.isfinite(list(fit.parameters.values())))
-    assert (fit.family, fit.rows) == (family, len(frame))
+    assert all(numpy.isfinite([*fit.parameters.values()]))
 
 
-def test_leave_one_group_out_agrees_with_scikit_learn():
+def test_predictions_of_groups_left_out_agree_with_scikit_learn():
     frame = grouped().sample(frac=1, random_state=0)
-    found = fits.leave_one_group_out(frame, ["x"], "y", "group", "isotonic")
+    found = left_out(frame)
     expected = cross_val_predict(
         IsotonicRegression(out_of_bounds="clip"), frame.x, frame.y, groups=frame.group, cv=LeaveOneGroupOut()
     )
@@ -57,7 +63,7 @@ def test_a_group_left_out_has_no_say_in_its_prediction_or_interval():
     frame = grouped()
     changed = frame.assign(y=frame.y.where(frame.group != "g2", 1 - frame.y))
     columns = ["predicted", "lower", "upper"]
-    before, after = (fits.leave_one_group_out(rows, ["x"], "y", "group", "rational_2") for rows in (frame, changed))
+    before, after = (left_out(rows, "rational_2") for rows in (frame, changed))
     own = frame.group == "g2"
     assert before.loc[own, columns].equals(after.loc[own, columns])
     assert not before.loc[~own, columns].equals(after.loc[~own, columns])
@@ -73,10 +79,15 @@ def test_cross_leaves_both_groups_out():
     assert held_out.own().to_numpy() == pytest.approx(held_out.table().predicted.to_numpy())
 
 
-def test_with_two_groups_there_is_a_prediction_but_no_interval():
-    found = fits.leave_one_group_out(grouped(2), ["x"], "y", "group", "isotonic")
+def test_few_groups_have_a_prediction_but_no_interval():
+    found = left_out(grouped(2))
     assert found.predicted.notna().all()
     assert found.lower.isna().all()
+    alone = grouped(1)
+    fit = fits.fit(alone[["x"]], alone.y, "isotonic", groups=alone.group)
+    assert fit.r2 > 0.5
+    assert numpy.isnan(fits.scores(*fit.left_out())["r2"])
+    assert fit.predict(alone[["x"]])[["lower", "upper"]].isna().all(axis=None)
 
 
 def test_intervals_of_a_fit_come_from_rows_left_out():
@@ -84,9 +95,7 @@ def test_intervals_of_a_fit_come_from_rows_left_out():
     fit = fits.fit(frame[["x"]], frame.y, "isotonic", groups=frame.group)
     truth, predicted = fit.left_out()
     assert truth == pytest.approx(frame.y.to_numpy())
-    assert predicted == pytest.approx(
-        fits.leave_one_group_out(frame, ["x"], "y", "group", "isotonic").predicted.to_numpy()
-    )
+    assert predicted == pytest.approx(left_out(frame).predicted.to_numpy())
     wide, narrow = (fit.predict(frame[["x"]], level=level) for level in (0.95, 0.5))
     assert (wide.upper - wide.lower >= narrow.upper - narrow.lower).all()
 
@@ -100,27 +109,49 @@ def test_arrays_need_no_names():
     assert fits.fit(numpy.column_stack([x, x]), x, "boosting").features == ("x0", "x1")
 
 
-def test_bad_input_says_what_was_expected(capsys):
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda f: fits.fit(f.x, f.y, "isotonc"), "unknown family 'isotonc' (did you mean 'isotonic'?)"),
+        (lambda f: fits.fit(f[["x"]] * 0 + 3, f.y, "rational_3"), "a feature that varies, got x = 3 in all 60 rows"),
+        (lambda f: fits.fit(f.x.where(f.index > 0), f.y, "isotonic"), "got 1 rows without; features.complete drops"),
+        (lambda f: fits.fit(f[["x", "y"]], f.y, "isotonic"), "takes one feature, got 2; for several: boosting"),
+        (lambda f: fits.fit(f[["group"]], f.y, "logistic"), "takes numbers, got a column of names; for names: lookup"),
+        (lambda f: fits.fit([0, 1], [0, 1], "isotonic"), "at least 3 rows, as many of x as of y, got 2 and 2"),
+        (lambda f: left_out(f[:12]), "expected at least 2 values of 'group' to leave one out, got 1 (g0)"),
+        (lambda f: fits.cross(f, ["z"], "y", "group", "isotonic"), "none named z; unknown column 'z'"),
+    ],
+)
+def test_bad_input_says_what_was_expected(call, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call(grouped())
+
+
+def test_rows_without_a_value_are_dropped_and_counted(capsys):
     frame = grouped()
-    with pytest.raises(ValueError, match=r"unknown family 'isotonc' \(did you mean 'isotonic'\?\)"):
-        fits.fit(frame.x, frame.y, "isotonc")
-    with pytest.raises(ValueError, match="expected a feature that varies, got x = 3 in all 60 rows"):
-        fits.fit(frame[["x"]] * 0 + 3, frame.y, "rational_3")
-    with pytest.raises(ValueError, match="expected finite x and y, got 1 rows without; features.complete drops"):
-        fits.fit(frame.x.where(frame.index > 0), frame.y, "isotonic")
-    with pytest.raises(ValueError, match="family 'isotonic' takes one feature, got 2; for several: boosting"):
-        fits.fit(frame[["x", "y"]], frame.y, "isotonic")
-    with pytest.raises(ValueError, match="family 'logistic' takes numbers, got a column of names; for names: lookup"):
-        fits.fit(frame[["group"]], frame.y, "logistic")
-    with pytest.raises(ValueError, match="expected at least 3 rows, as many of x as of y, got 2 and 2"):
-        fits.fit([0, 1], [0, 1], "isotonic")
-    with pytest.raises(ValueError, match=r"expected at least 2 values of 'group' to leave one out, got 1 \(g0\)"):
-        fits.leave_one_group_out(frame[:12], ["x"], "y", "group", "isotonic")
-    with pytest.raises(ValueError, match="none named z; unknown column 'z'"):
-        fits.leave_one_group_out(frame, ["z"], "y", "group", "isotonic")
+    left_out(frame)
     assert capsys.readouterr().out == ""
-    fits.leave_one_group_out(frame.assign(x=frame.x.where(frame.index > 6)), ["x"], "y", "group", "isotonic")
+    left_out(frame.assign(x=frame.x.where(frame.index > 6)))
     assert capsys.readouterr().out == "dropped 7 of 60 rows without a value (x 7)\n"
+
+
+def test_every_network_has_a_curve_of_its_own_in_every_family(monkeypatch):
+    monkeypatch.setattr(fits, "SINGLE", ("logistic", "isotonic"))
+    losses = features.table(published.made_up(3, formats=8))
+    own = fits.fit_each(losses, "js_macs", "rational_2")
+    assert list(own) == ["rational_2", "logistic", "isotonic"]
+    assert list(own.index) == ["net0", "net1", "net2"]
+    rows = losses[losses.model == "net1"]
+    alone = fits.fit(rows[["js_macs"]], rows.accuracy_loss, "logistic")
+    assert own.logistic["net1"].equation == alone.equation
+    assert list(fits.fit_each(losses, "js_macs", "isotonic")) == ["isotonic", "logistic"], "no family twice"
+
+
+def test_coverage_counts_rows_within_their_interval():
+    frame = DataFrame({"accuracy_loss": [0.1, 0.5, 0.9], "lower": [0.0, 0.6, 0.9], "upper": [0.2, 0.7, 1.0]})
+    unknown = DataFrame({"accuracy_loss": [0.5, None], "lower": [None, 0.0], "upper": [None, 1.0]})
+    assert fits.coverage(pandas.concat([frame, unknown.astype(float)])) == 2 / 3
+    assert numpy.isnan(fits.coverage(unknown.astype(float)))
 
 
 SEED = {  # R2 of the published curves, one network alone
@@ -151,20 +182,9 @@ def test_rational_fits_each_published_network_at_least_as_well_as_published(mode
 )
 def test_published_figures_in_sample_and_out_of_it(feature, family, in_sample, held_out, mae):
     table = features.complete(published.table(), [feature])
-    found = fits.leave_one_group_out(table, [feature], "accuracy_loss", "model", family)
+    found = fits.cross(table, [feature], "accuracy_loss", "model", family).table()
     score = fits.scores(found.accuracy_loss, found.predicted)
     assert score["r2"] == pytest.approx(held_out, abs=0.005)
     assert score["mae"] == pytest.approx(mae, abs=0.002)
-    curve = fits.FAMILIES[family](fits.matrix(table, [feature]), table.accuracy_loss.to_numpy())
-    assert fits.scores(table.accuracy_loss, curve.predict(fits.matrix(table, [feature])))["r2"] == pytest.approx(
-        in_sample, abs=0.005
-    )
-    assert 0.85 <= found.accuracy_loss.between(found.lower, found.upper).mean() <= 0.95
-
-
-def test_with_one_group_there_is_a_curve_but_no_interval():
-    frame = grouped(1)
-    fit = fits.fit(frame[["x"]], frame.y, "isotonic", groups=frame.group)
-    assert fit.r2 > 0.5
-    assert numpy.isnan(fits.scores(*fit.left_out())["r2"])
-    assert fit.predict(frame[["x"]])[["lower", "upper"]].isna().all(axis=None)
+    assert fits.fit(table[[feature]], table.accuracy_loss, family).r2 == pytest.approx(in_sample, abs=0.005)
+    assert 0.85 <= fits.coverage(found) <= 0.95

@@ -1,11 +1,10 @@
 import functools
 
-import numpy
 import pytest
 
-from rqlib import prediction
 from rqlib.prediction import fits, ranking
 from rqlib.prediction.forecasting import Predictor
+from rqlib.prediction.published import PSEUDO
 from rqlib.prediction.ranking import BASELINES, CHOSEN
 from tests import published
 
@@ -16,43 +15,36 @@ RIVALS = tuple(
 
 @functools.cache
 def trial():
-    table = prediction.table(published.made_up(5))
+    """(table, trial) of five networks."""
+    table = published.losses(5)
     return table, ranking.leaderboard(table, [*BASELINES, *RIVALS])
 
 
 def test_board_is_sorted_by_what_is_left_out_and_its_scores_are_right():
     table, (board, held_out, chosen) = trial()
     assert board.held_out_r2.is_monotonic_decreasing
-    assert set(board.predictor) == {
-        "mean loss",
-        "format name only",
-        "macs",
-        "macs_normalized",
-        "params_normalized",
-        CHOSEN,
-    }
+    assert set(board.predictor) == {CHOSEN, *(one.name for one in (*BASELINES, *RIVALS))}
     line = board.set_index("predictor").loc["macs_normalized"]
-    direct = fits.leave_one_group_out(table, ["js_macs_normalized"], "accuracy_loss", "model", "isotonic")
+    direct, by_kind = (
+        fits.cross(table, ["js_macs_normalized"], "accuracy_loss", group, "isotonic").table()
+        for group in ("model", "kind")
+    )
     score = fits.scores(direct.accuracy_loss, direct.predicted)
     assert (line.held_out_r2, line.held_out_mae) == pytest.approx((score["r2"], score["mae"]))
     assert line.coverage == direct.accuracy_loss.between(direct.lower, direct.upper).mean()
     assert line.width == pytest.approx((direct.upper - direct.lower).mean())
-    assert line.in_sample_r2 == pytest.approx(
-        fits.fit(table[["js_macs_normalized"]], table.accuracy_loss, "isotonic").r2
-    )
+    in_sample = fits.fit(table[["js_macs_normalized"]], table.accuracy_loss, "isotonic")
+    assert line.in_sample_r2 == pytest.approx(in_sample.r2)
     assert line.r2_lower <= line.held_out_r2 <= line.r2_upper
     assert (line.rows, line.groups) == (60, 5)
-    by_kind = fits.leave_one_group_out(table, ["js_macs_normalized"], "accuracy_loss", "kind", "isotonic")
     assert line.kind_out_r2 == pytest.approx(fits.scores(by_kind.accuracy_loss, by_kind.predicted)["r2"])
 
 
 def test_format_name_only_is_the_mean_of_the_other_networks():
-    table, (board, held_out, _) = trial()
-    others = [
-        table[(table.format == row.format) & (table.model != row.model)].accuracy_loss.mean()
-        for row in table.itertuples()
-    ]
-    assert held_out[BASELINES[1]].own().to_numpy() == pytest.approx(numpy.array(others))
+    table, (_, held_out, _) = trial()
+    groups = table.groupby("format").accuracy_loss
+    others = (groups.transform("sum") - table.accuracy_loss) / (groups.transform("size") - 1)
+    assert held_out[BASELINES[1]].own().tolist() == pytest.approx(others.tolist())
 
 
 def test_the_choice_has_not_seen_the_network_left_out():
@@ -70,9 +62,8 @@ def test_the_choice_is_the_mean_of_the_best_by_hand(monkeypatch):
     rivals = {one: held_out[one] for one in RIVALS}
     chosen = ranking.choose(rivals)
     others, own = table.index[table.model != "net0"], table.index[table.model == "net0"]
-    error = {
-        one: ((table.accuracy_loss - trial.cross.loc["net0"])[others] ** 2).mean() for one, trial in rivals.items()
-    }
+    left = {one: table.accuracy_loss - trial.cross.loc["net0"] for one, trial in rivals.items()}
+    error = {one: (values[others] ** 2).mean() for one, values in left.items()}
     first, second, _ = sorted(error, key=error.get)
     expected = (rivals[first].cross.loc["net0", own] + rivals[second].cross.loc["net0", own]) / 2
     assert chosen.own()[own].to_numpy() == pytest.approx(expected.to_numpy())
@@ -110,24 +101,23 @@ def test_candidates_follow_the_columns():
     assert len({one.name for one in ranking.candidates(with_pseudo)}) == len(ranking.candidates(with_pseudo))
 
 
-def test_one_network_alone_cannot_be_left_out():
-    table, _ = trial()
-    with pytest.raises(ValueError, match="expected at least 2 values of 'model' to leave one out, got 1"):
-        ranking.leaderboard(table[table.model == "net0"])
-
-
-def test_two_networks_have_scores_but_no_choice():
-    table, _ = trial()
-    board, _, chosen = ranking.leaderboard(table[table.model.isin(["net0", "net1"])], RIVALS)
+def test_few_networks_have_scores_but_no_choice():
+    table, several = trial()
+    assert several.judged(table) is several.chosen
+    pair = ranking.leaderboard(table[table.model.isin(["net0", "net1"])], RIVALS)
+    board, held_out, chosen = pair
     assert chosen is None
+    assert pair.judged(["js_macs"]) is held_out[RIVALS[0]]
     assert board.coverage.isna().all()
     assert board.held_out_r2.notna().all()
+    with pytest.raises(ValueError, match="expected at least 2 values of 'model' to leave one out, got 1"):
+        ranking.leaderboard(table[table.model == "net0"])
 
 
 @published.needed
 def test_published_choice_beats_what_any_single_similarity_can():
     table = published.table()
-    lost = [one for one in ranking.candidates(table) if one.features[0] == "pseudo_accuracy_loss"]
+    lost = [one for one in ranking.candidates(table) if one.features[0] == PSEUDO]
     board = ranking.leaderboard(table, [BASELINES[1], *lost]).board.set_index("predictor")
     assert board.held_out_r2[CHOSEN] > 0.9618
     assert board.held_out_mae[CHOSEN] <= 0.036

@@ -6,10 +6,7 @@ import pytest
 from rqlib.prediction import features, fits, widget
 from tests import published
 
-
-@functools.cache
-def table():
-    return features.table(published.made_up(3))
+table = functools.partial(published.losses, 3)
 
 
 def title(explorer) -> str:
@@ -21,7 +18,7 @@ def test_controls_choose_rows_feature_and_family():
     controls = explorer.controls
     assert controls["feature"].options == tuple(features.names(table()))
     controls["feature"].value, controls["family"].value = "js_macs", "isotonic"
-    held_out = fits.leave_one_group_out(table(), ["js_macs"], "accuracy_loss", "model", "isotonic")
+    held_out = fits.cross(table(), ["js_macs"], "accuracy_loss", "model", "isotonic").table()
     out = fits.scores(held_out.accuracy_loss, held_out.predicted)["r2"]
     fit = fits.fit(table()[["js_macs"]], table().accuracy_loss, "isotonic")
     assert title(explorer) == (
@@ -40,15 +37,10 @@ def test_every_family_draws_a_nondecreasing_curve(family):
     assert (numpy.diff(curve.y) >= -1e-12).all()
 
 
-def test_one_network_alone_has_nothing_to_leave_out():
-    explorer = widget.r2_explorer(table())
-    explorer.controls["models"].value = ("net1",)
-    assert title(explorer).endswith("one model alone: none to leave out")
-
-
-def test_nothing_chosen_is_said_in_the_figure():
+def test_what_cannot_be_fitted_or_left_out_is_said_in_the_figure():
     explorer = widget.r2_explorer(table())
     explorer.controls["models"].value = ()
     assert "expected at least 3 rows" in explorer.figure.layout.annotations[0].text
     explorer.controls["models"].value = ("net0",)
     assert not explorer.figure.layout.annotations
+    assert title(explorer).endswith("one model alone: none to leave out")

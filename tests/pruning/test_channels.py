@@ -1,4 +1,4 @@
-"""Channels that belong together, and networks without those that are 0: the same logits, fewer parameters."""
+"""Channels that belong together, and networks from which those that are 0 are removed, with the same logits."""
 
 import pytest
 import torch
@@ -14,24 +14,23 @@ from tests.networks import COLOR, IMAGE, narrow
 X = torch.rand(3, *COLOR.shape, generator=torch.Generator().manual_seed(0))
 
 
+def halved(model):
+    """With half of the channels masked, and with these channels removed."""
+    masked = masks.apply_masks(model, masks.magnitude_masks(model, 0.5, structure="filters", image=IMAGE))
+    return masked, channels.remove(parametrizations.bake(masked), IMAGE)
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 @torch.no_grad()
 def test_half_of_the_channels_removed_from_every_network(name):
     model = narrow(name)
-    masked = masks.apply_masks(model, masks.filter_masks(model, 0.5, IMAGE))
-    removed = channels.remove(parametrizations.bake(masked), IMAGE)
+    masked, removed = halved(model)
     assert_close(removed(X), masked(X))
     assert not torch.equal(masked(X), model(X))
     before, after = (cost.totals(cost.profile(network, COLOR)) for network in (model, removed))
     assert after["params"] < 0.36 * before["params"]
     assert after["macs"] < 0.45 * before["macs"]
     assert sum(p.numel() for p in removed.parameters()) == after["params"]
-
-
-def test_nothing_is_removed_from_a_dense_network():
-    model = narrow("ResNet_18")
-    removed = channels.remove(model, IMAGE)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in removed.state_dict().items())
 
 
 def test_a_residual_stream_is_one_pool_and_inner_channels_are_another():
@@ -46,22 +45,24 @@ def test_a_residual_stream_is_one_pool_and_inner_channels_are_another():
     assert found.fixed[found.reads["stem.conv"]].all()
 
 
-def test_a_depthwise_convolution_passes_its_channels_on():
-    found = channels.find(narrow("MobileNetV2"), IMAGE)
-    up, depthwise = (found.writes[f"stage2.0.{index}.conv"] for index in (0, 1))
-    assert torch.equal(up, depthwise)
-
-
-def test_branches_are_concatenated():
-    found = channels.find(narrow("Inception_BN"), IMAGE)
-    branches = ["one.conv", "three.1.conv", "five.1.conv", "pooled.1.conv"]
-    written = torch.cat([found.writes[f"inception3a.{branch}"] for branch in branches])
-    assert torch.equal(found.reads["inception3b.one.conv"], written)
-
-
-def test_a_flattened_channel_is_read_once_a_pixel():
-    found = channels.find(narrow("SmallCNN"), IMAGE)
-    assert torch.equal(found.reads["classifier.linear1"], found.writes["features.2.conv"].repeat_interleave(36))
+@pytest.mark.parametrize(
+    ("name", "reader", "writers", "times"),
+    [
+        pytest.param("MobileNetV2", "stage2.0.2.conv", ["stage2.0.0.conv"], 1, id="through a depthwise convolution"),
+        pytest.param(
+            "Inception_BN",
+            "inception3b.one.conv",
+            [f"inception3a.{branch}" for branch in ("one.conv", "three.1.conv", "five.1.conv", "pooled.1.conv")],
+            1,
+            id="of concatenated branches",
+        ),
+        pytest.param("SmallCNN", "classifier.linear1", ["features.2.conv"], 36, id="once for each flattened pixel"),
+    ],
+)
+def test_which_channels_a_layer_reads(name, reader, writers, times):
+    found = channels.find(narrow(name), IMAGE)
+    written = torch.cat([found.writes[writer] for writer in writers])
+    assert torch.equal(found.reads[reader], written.repeat_interleave(times))
 
 
 class Odd(nn.Module):
@@ -85,34 +86,19 @@ def test_what_is_not_understood_stays():
     found = channels.find(model, IMAGE)
     (pool,) = found.pools()
     assert sorted(pool.tolist()) == sorted(found.writes["last"].tolist())
-    masked = masks.apply_masks(model, masks.filter_masks(model, 0.5, IMAGE))
-    removed = channels.remove(parametrizations.bake(masked), IMAGE)
+    masked, removed = halved(model)
     assert removed.last.out_channels == removed.sigmoid.in_channels == 3
     assert removed.twice.out_channels == 4
     assert_close(removed(X), masked(X))
 
 
+@pytest.mark.parametrize("bias", [0.0, 1.0])
 @torch.no_grad()
-def test_of_a_layer_that_is_all_0_one_channel_stays():
+def test_of_a_layer_without_weights_the_channels_with_a_bias_stay_or_one(bias):
     model = narrow("CNN_small")
-    model.features[0].conv.weight.zero_()
-    model.features[0].conv.bias.zero_()
+    layer = model.features[0].conv
+    layer.weight.zero_()
+    layer.bias.fill_(bias)
     removed = channels.remove(model, IMAGE)
-    assert removed.features[0].conv.out_channels == 1
+    assert removed.features[0].conv.out_channels == (layer.out_channels if bias else 1)
     assert_close(removed(X), model(X))
-
-
-@torch.no_grad()
-def test_a_channel_with_a_bias_stays():
-    model = narrow("ResNet_18")
-    model.stem.conv.weight.zero_()
-    assert channels.remove(model, IMAGE).stem.conv.out_channels == 8
-
-
-def test_a_network_that_cannot_be_traced_is_named():
-    class Branching(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(ValueError, match="cannot trace Branching"):
-        channels.find(Branching(), IMAGE)

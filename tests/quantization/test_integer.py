@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from rqlib import quantization
 from rqlib.core import layers
-from rqlib.quantization import FLOAT, INT, POT, fake_quantize, int8, integer
+from rqlib.quantization import FLOAT, INT, POT, int8, integer
 from tests import quantized_networks
 
-SEED_NETWORKS = {
+NETWORKS = {
     "AlexNet": 0.125,
     "AlexNet_BN": 0.125,
     "VGG_16": 0.0625,
@@ -22,8 +22,11 @@ SEED_NETWORKS = {
     "ResNet_18": 0.125,
     "ResNet_50": 0.0625,
     "ResNet_152": 0.0625,
+    "WRN_16_8": 0.1,
+    "torchvision:resnet18": 1.0,
+    "torchvision:mobilenet_v3_small": 1.0,
 }
-OTHERS = {"WRN_16_8": 0.1, "torchvision:resnet18": 1.0, "torchvision:mobilenet_v3_small": 1.0}
+PICTURES = quantized_networks.images(8, size=8)
 
 
 def signals(network, x):
@@ -49,41 +52,34 @@ def in_float64(network):
     return network.double()
 
 
-def apart(network, ours, theirs):
-    """For every point: how many levels lie between the two at most; every value must lie on a level."""
-    steps = {}
-    for name in ours:
-        point = network.get_submodule(name)
-        (a, off), (b, off_too) = (
-            quantized_networks.levels_of(point.format, point.scale, values[name]) for values in (ours, theirs)
-        )
-        assert max(off.max(), off_too.max()) < 1e-4 * point.format.max
-        steps[name] = (a - b).abs().max().item()
-    return steps
-
-
-@pytest.mark.filterwarnings("ignore:BatchNorm stays as it is. it has no convolution")  # WRN norms before it convolves
-@pytest.mark.parametrize("format", [INT(8), FLOAT(8, 4)], ids=lambda format: format.name)
-@pytest.mark.parametrize("name", SEED_NETWORKS | OTHERS)
-def test_agrees_with_fake_quantization_at_every_point(name, format):
-    model = quantized_networks.network(name, (SEED_NETWORKS | OTHERS)[name])
-    pictures = quantized_networks.images(4)
-    network = quantization.ptq(model, format, pictures)
+def logits_that_agree(network, pictures):
+    """The logits of the integer form in float64 and of the network, which differ by at most one level at any point."""
     x = pictures.double() / 255
     ours, logits = signals(integer.lower(network), x)
     theirs, expected = signals(in_float64(network), x)
     assert ours.keys() == theirs.keys()
-    assert max(apart(network, ours, theirs).values()) <= 1  # grid step
+    for name in ours:
+        point, level = network.get_submodule(name), {}
+        for which, values in (("ours", ours), ("theirs", theirs)):
+            level[which], off = quantized_networks.levels_of(point.format, point.scale, values[name])
+            assert off.max() < 1e-4 * point.format.max, "every value lies on a level"
+        assert (level["ours"] - level["theirs"]).abs().max() <= 1
+    return logits, expected
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm stays as it is. it has no convolution")  # WRN norms before it convolves
+@pytest.mark.parametrize("format", [INT(8), FLOAT(8, 4)], ids=lambda format: format.name)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_agrees_with_fake_quantization_at_every_point(name, format):
+    model = quantized_networks.network(name, NETWORKS[name])
+    pictures = quantized_networks.images(4)
+    logits, expected = logits_that_agree(quantization.ptq(model, format, pictures), pictures)
     assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("format", quantization.GRID, ids=lambda format: format.name)
 def test_every_format_agrees(format):
-    network = quantization.ptq(residual(), format, quantized_networks.images(8, size=8), granularity="channel")
-    x = quantized_networks.images(8, size=8).double() / 255
-    ours, _ = signals(integer.lower(network), x)
-    theirs, _ = signals(in_float64(network), x)
-    assert max(apart(network, ours, theirs).values()) <= 1
+    logits_that_agree(quantization.ptq(Residual().eval(), format, PICTURES, granularity="channel"), PICTURES)
 
 
 class Residual(nn.Module):
@@ -102,10 +98,6 @@ class Residual(nn.Module):
         z = self.relu6(self.body(y)) * torch.sigmoid(y)
         z = torch.cat([self.pool(z), torch.relu(self.pool(y))], 1)
         return self.linear(torch.flatten(z.mean((2, 3)), 1))
-
-
-def residual():
-    return Residual().eval()
 
 
 class Weighted(nn.Module):
@@ -131,16 +123,13 @@ class Weighted(nn.Module):
     ids=["function", "method", "by name", "in place"],
 )
 def test_sums_keep_the_weight_of_their_second_term(add):
-    pictures = quantized_networks.images(8, size=8)
-    network = quantization.ptq(Weighted(add), INT(8), pictures)
-    ours, logits = signals(integer.lower(network), pictures.double() / 255)
-    theirs, expected = signals(in_float64(network), pictures.double() / 255)
-    assert max(apart(network, ours, theirs).values()) <= 1
+    logits, expected = logits_that_agree(quantization.ptq(Weighted(add), INT(8), PICTURES), PICTURES)
     assert_close(logits, expected, rtol=1e-5, atol=0.02)
 
 
 def test_weights_are_whole_numbers_and_worth_the_weights():
-    network = quantization.ptq(residual(), INT(4), quantized_networks.images(8, size=8), granularity="channel")
+    network = quantization.ptq(Residual().eval(), INT(4), PICTURES, granularity="channel")
+    before = copy.deepcopy(network.state_dict())
     codes, worth = integer.weight_codes(network.stem)
     assert codes.abs().max() == 7
     assert (codes % 1 == 0).all()
@@ -148,24 +137,18 @@ def test_weights_are_whole_numbers_and_worth_the_weights():
     lowered = integer.lower(network)
     assert torch.equal(lowered.stem.weight, codes.double())
     assert lowered.stem.bias is None
-
-
-def test_no_value_is_rounded_between_codes():
-    """float64 sums of INT codes are whole numbers."""
-    network = integer.lower(quantization.ptq(residual(), INT(8), quantized_networks.images(8, size=8)))
-    sums = []
-    names = ["stem", "body", "depthwise", "linear"]
-    with torch.no_grad(), layers.watching(network, names, lambda name, inputs, output: sums.append(output.clone())):
-        network(quantized_networks.images(8, size=8).double() / 255)
-    assert all((total % 1 == 0).all() for total in sums)
-    assert max(total.abs().max() for total in sums) > 127
+    with torch.no_grad():
+        sums = layers.outputs(lowered, ["stem", "body", "depthwise", "linear"], PICTURES.double() / 255)
+    assert all((total % 1 == 0).all() for total in sums.values())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), "it is left alone"
+    assert network(PICTURES.float() / 255).requires_grad
 
 
 @pytest.mark.skipif(not int8.available(), reason="no exact 8-bit convolutions on this machine")
 @pytest.mark.parametrize("format", [INT(8), INT(3), POT(4), FLOAT(7, 2)], ids=lambda format: format.name)
 @pytest.mark.parametrize("name", ["MobileNetV2", "Inception_BN", "toy"])
 def test_8_bit_instructions_give_the_codes_of_float32(name, format):
-    model = residual() if name == "toy" else quantized_networks.network(name)
+    model = Residual().eval() if name == "toy" else quantized_networks.network(name)
     pictures = quantized_networks.images(4, size=32)
     network = quantization.ptq(model, format, pictures)
     lowered = {arithmetic: integer.lower(network, arithmetic=arithmetic) for arithmetic in ("int8", "float32")}
@@ -174,48 +157,9 @@ def test_8_bit_instructions_give_the_codes_of_float32(name, format):
     assert all(torch.equal(ours[point], theirs[point]) for point in theirs)
 
 
-def test_float32_is_close_to_the_reference():
-    pictures = quantized_networks.images(8)
-    network = quantization.ptq(quantized_networks.network(), FLOAT(8, 4), pictures)
-    x = pictures / 255
-    _, exact = signals(integer.lower(network), x.double())
-    _, single = signals(integer.lower(network, arithmetic="float32"), x.float())
-    assert single.dtype == torch.float32
-    assert (exact.argmax(1) == single.argmax(1)).all()
-    assert_close(single.double(), exact, rtol=0.2, atol=0.1)
-
-
 def test_mixed_formats_and_float_layers():
-    pictures = quantized_networks.images(8, size=8)
     chosen = {"stem": INT(8), "body": FLOAT(5, 2), "linear": POT(5)}
-    network = quantization.ptq(residual(), chosen, pictures, activations=INT(6))
-    x = pictures.double() / 255
-    ours, _ = signals(integer.lower(network), x)
-    theirs, _ = signals(in_float64(network), x)
-    assert max(apart(network, ours, theirs).values()) <= 1
-
-
-def test_seed_biases_are_whole_codes():
-    pictures = quantized_networks.images(8, size=8)
-    network = quantization.ptq(residual(), INT(8), pictures, bias="seed")
-    lowered = integer.lower(network)
-    bias = fake_quantize.quantizer(network.stem, "bias")
-    codes = network.stem.bias.detach().double() / (bias.scale.double() * bias.format.unit)
-    assert_close(codes, codes.round(), rtol=0, atol=1e-3)
-    _, worth = integer.weight_codes(network.stem)
-    step = worth * lowered.quantizers.sub.value_of_code
-    assert_close(bias.scale.double() * bias.format.unit, step, rtol=1e-6, atol=0)
-
-
-def test_the_network_itself_is_left_alone():
-    pictures = quantized_networks.images(8, size=8)
-    network = quantization.ptq(residual(), INT(8), pictures)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    lowered = integer.lower(network)
-    lowered(pictures.double() / 255)
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert network.stem.weight.requires_grad
-    assert network(pictures.float() / 255).requires_grad
+    logits_that_agree(quantization.ptq(Residual().eval(), chosen, PICTURES, activations=INT(6)), PICTURES)
 
 
 def test_best_arithmetic():
@@ -230,18 +174,20 @@ def test_best_arithmetic():
     assert narrow == (expected if int8.available() else set())
 
 
-def test_what_has_no_codes_is_refused():
-    network = quantization.ptq(residual(), INT(8), quantized_networks.images(8, size=8), activations=False)
-    for model in (residual(), network):
-        with pytest.raises(ValueError, match="expected a network of quantization.ptq with quantized activations"):
-            integer.lower(model)
-    with pytest.raises(ValueError, match=r"expected arithmetic float64 \| float32 \| int8, got 'int4'"):
-        integer.lower(network, arithmetic="int4")
-
-
-def test_a_machine_without_8_bit_convolutions_is_told_so(monkeypatch):
-    network = quantization.ptq(residual(), INT(8), quantized_networks.images(8, size=8))
+@pytest.mark.parametrize(
+    ("activations", "arithmetic", "error", "words"),
+    [
+        (None, "float64", ValueError, "expected a network of quantization.ptq with quantized activations"),
+        (False, "float64", ValueError, "expected a network of quantization.ptq with quantized activations"),
+        (True, "int4", ValueError, r"expected arithmetic float64 \| float32 \| int8, got 'int4'"),
+        (True, "int8", RuntimeError, "no exact 8-bit convolutions; arithmetic='float32' gives the same codes"),
+    ],
+)
+def test_errors(monkeypatch, activations, arithmetic, error, words):
     monkeypatch.setattr(int8, "available", lambda: False)
-    with pytest.raises(RuntimeError, match="no exact 8-bit convolutions; arithmetic='float32' gives the same codes"):
-        integer.lower(network, arithmetic="int8")
+    network = Residual().eval()
+    if activations is not None:
+        network = quantization.ptq(network, INT(8), PICTURES, activations=activations)
+    with pytest.raises(error, match=words):
+        integer.lower(network, arithmetic=arithmetic)
     assert integer.best_arithmetic(INT(8), torch.device("cpu")) == "float32"

@@ -9,10 +9,10 @@ from rqlib.quantization import FLOAT, INT, POT, calibration, fake_quantize, laye
 from rqlib.quantization.requantize import unit
 
 
-def layer(kind=nn.Conv2d, scale=1.0):
+def layer(kind=nn.Conv2d):
     torch.manual_seed(0)
     made = kind(4, 6, 3) if kind is not nn.Linear else nn.Linear(4, 6)
-    made.weight.data *= torch.arange(1.0, 7).view(-1, *[1] * (made.weight.dim() - 1)) * scale
+    made.weight.data *= torch.arange(1.0, 7).view(-1, *[1] * (made.weight.dim() - 1))
     return made
 
 
@@ -39,16 +39,8 @@ def test_channels_have_less_error_than_the_tensor_and_mse_less_than_minmax():
         layer_formats.quantize_weight(made, INT(3), granularity, ranges)
         return (made.weight - before).square().sum().item()
 
-    assert error("channel", "minmax") < error("tensor", "minmax")
-    assert error("tensor", "mse") < error("tensor", "minmax")
-    assert error("channel", "mse") < error("channel", "minmax")
+    assert error("channel", "mse") < error("channel", "minmax") < error("tensor", "minmax")
     assert error("tensor", "percentile") == error("tensor", "minmax")
-
-
-def test_an_all_zero_weight_stays_zero():
-    made = layer(scale=0.0)
-    layer_formats.quantize_weight(made, FLOAT(8, 4), "channel", "mse")
-    assert torch.equal(made.weight, torch.zeros_like(made.weight))
 
 
 @pytest.mark.parametrize("granularity", layer_formats.GRANULARITIES)

@@ -1,4 +1,4 @@
-"""The greedy division of bits against all divisions."""
+"""The greedy division of bits against all divisions, and the accuracy of mixes on a trained network."""
 
 import itertools
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqlib import quantization
+from rqlib import measures, quantization
+from rqlib.core import runtime
 
 BITS = (2, 4, 8)
 
@@ -54,11 +55,21 @@ def test_is_near_the_best_of_all_divisions():
         assert total(frame, quantization.allocate(frame, budget), "logit_error") <= 1.5 * best
 
 
-def test_sensitive_and_small_layers_keep_their_bits():
-    chosen = quantization.allocate(table([100, 10], [0.01, 10.0]), 100 * 2 + 10 * 8)
-    assert chosen == {"layer0": "INT_2", "layer1": "INT_8"}
-
-
 def test_a_budget_that_cannot_be_kept_is_refused():
     with pytest.raises(ValueError, match="a budget of 30 bits cannot be kept: the smallest formats take 40"):
         quantization.allocate(table([10, 10], [1.0, 1.0]), 30)
+
+
+def test_mixes_are_scored_as_ptq_and_accuracy_score_them(trained, digits):
+    calibration, test = digits.calibration(64), digits.test.take(100)
+    sensitivity = quantization.sweep(trained, ["INT_8", "INT_2"], calibration, *test, per_layer=True)
+    mix = quantization.allocate(sensitivity, 4 * measures.weight_count(trained))
+    assert set(mix.values()) == {"INT_2", "INT_8"}
+    mixes = {"coarse": "INT_2", "mix": mix, "fine": "INT_8"}
+    options = {"activations": "INT_6", "granularity": "channel", "ranges": "mse"}
+    with runtime.using("cpu", "bfloat16"):
+        frame = quantization.score_mixes(trained, mixes, calibration, *test, **options)
+    assert frame.weights.tolist() == list(mixes)
+    networks = [quantization.ptq(trained, weights, calibration, **options) for weights in mixes.values()]
+    assert frame.accuracy.tolist() == [measures.accuracy(network, *test) for network in networks]
+    assert frame.accuracy[0] < frame.accuracy[1] <= frame.accuracy[2]

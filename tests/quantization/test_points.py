@@ -9,20 +9,13 @@ from rqlib.quantization import points as quantization_points
 from tests import quantized_networks
 
 
-def points(model, x=None):
-    x = quantized_networks.images(2).float() / 255 if x is None else x
+def points(model):
+    x = quantized_networks.images(2).float() / 255
     folded = layers.fold_batchnorm(model)
     network = quantization_points.insert(folded, x)
     with torch.no_grad():
         assert torch.equal(network(x), folded(x)), "identities change nothing"
     return [name for name, _ in network.quantizers.named_children()]
-
-
-class Toy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-        self.norm, self.linear, self.pool = nn.BatchNorm2d(3), nn.Linear(3, 2), nn.AdaptiveAvgPool2d(1)
 
 
 def test_residual_network():
@@ -49,59 +42,48 @@ def test_preactivation_is_quantized_where_convolutions_read_it():
     assert "group1_1_activate_norm" not in found
 
 
-def test_functional_operations_and_shapes():
-    class Functional(Toy):
-        def forward(self, x):
-            y = torch.relu(self.norm(self.a(x)))
-            z = torch.cat((y, self.b(y).relu()), 1)[:, :3]
-            z = (z + y).relu()
-            z = torch.nn.functional.avg_pool2d(self.c(z).clamp(-1, 1), 2)
-            return self.linear(z.mean((2, 3)).view(x.size(0), x.shape[1] + 0))
+class Toy(nn.Module):
+    def __init__(self, compute):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.norm, self.linear, self.compute = nn.BatchNorm2d(3), nn.Linear(3, 2), compute
 
-    assert points(Functional().eval()) == ["x", "relu", "relu_1", "cat", "relu_2", "c", "avg_pool2d", "mean", "linear"]
+    def forward(self, x):
+        return self.compute(self, x)
 
 
-def test_a_signal_read_twice_is_quantized_before_what_reads_it():
-    class Twice(Toy):
-        def forward(self, x):
-            y = self.a(x)
-            return self.b(y.relu()) + self.c(y)
-
-    assert points(Twice().eval()) == ["x", "a", "b", "c", "add"]
-
-
-def test_adding_a_constant_or_a_parameter_is_no_sum_of_signals():
-    class Constant(Toy):
-        def forward(self, x):
-            return self.b((self.a(x) + 1).sigmoid() + self.a.bias[:, None, None])
-
-    assert points(Constant().eval()) == ["x", "a", "add_1", "b"]  # b reads what is on no grid
+def functional_operations_and_shapes(toy, x):
+    y = torch.relu(toy.norm(toy.a(x)))
+    z = torch.cat((y, toy.b(y).relu()), 1)[:, :3]
+    z = (z + y).relu()
+    z = torch.nn.functional.avg_pool2d(toy.c(z).clamp(-1, 1), 2)
+    return toy.linear(z.mean((2, 3)).view(x.size(0), x.shape[1] + 0))
 
 
-def test_bounds_and_relus():
-    network = nn.Sequential(
-        nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2, 3), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1)
-    )
+def a_signal_read_twice(toy, x):
+    y = toy.a(x)
+    return toy.b(y.relu()) + toy.c(y)
+
+
+def a_constant_and_a_parameter_added(toy, x):
+    return toy.b((toy.a(x) + 1).sigmoid() + toy.a.bias[:, None, None])
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (functional_operations_and_shapes, "x relu relu_1 cat relu_2 c avg_pool2d mean linear"),
+        (a_signal_read_twice, "x a b c add"),
+        (a_constant_and_a_parameter_added, "x a add_1 b"),  # no sums of signals; b reads what is on no grid
+    ],
+)
+def test_points_of_made_up_networks(compute, expected):
+    assert points(Toy(compute).eval()) == expected.split()
+
+
+def test_bounds_of_activations():
+    network = nn.Sequential(nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2, 3), nn.Sigmoid())
     graph = torch.fx.GraphModule(network, layers.trace(network))
     nodes = [node for node in graph.graph.nodes if node.op == "call_module"]
-    bounds = [quantization_points.bounds(graph, node) for node in nodes[:4]]
+    bounds = [quantization_points.bounds(graph, node) for node in nodes]
     assert bounds == [(0, torch.inf), (0, 6), (-2, 3), None]
-    assert [quantization_points.is_relu(graph, node) for node in nodes] == [True, False, False, False, False, False]
-    kinds = [quantization_points.kind(graph, node) for node in nodes]
-    assert kinds == ["activation"] * 4 + ["keep", "weighted"]
-
-
-def test_origin_looks_through_what_keeps_the_grid():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(900, 2)).eval()
-    graph = quantization_points.insert(network, torch.rand(1, 3, 32, 32))
-    linear = next(node for node in graph.graph.nodes if node.target == "4")
-    assert quantization_points.origin(graph, linear.all_input_nodes[0]).target == "quantizers._1"
-
-
-def test_what_cannot_be_traced_is_refused():
-    class Branching(Toy):
-        def forward(self, x):
-            return self.a(x) if x.mean() > 0.5 else self.b(x)
-
-    with pytest.raises(ValueError, match=r"torch.fx cannot trace Branching.*weights alone can still be changed"):
-        quantization_points.insert(Branching(), torch.rand(1, 3, 8, 8))

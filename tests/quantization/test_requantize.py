@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rqlib.quantization import FLOAT, INT, POT
-from rqlib.quantization.requantize import Requantize, Value, unit
+from rqlib.quantization.requantize import Requantize, unit
 
 FORMATS = [INT(8), INT(16), POT(4), POT(8), FLOAT(8, 4), FLOAT(8, 6), FLOAT(8, 1, legacy=True)]
 formats = pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
@@ -44,14 +44,3 @@ def test_is_the_formula(format, shape, layout):
         codes = requantize(format, multiplier, bias, low, overwrite=True)(source)
         assert_close(codes, expected, rtol=0, atol=0)
         assert codes.data_ptr() == source.data_ptr()
-
-
-def test_value_undoes_it():
-    x = torch.randn(3, 4, 2, 2)
-    scale, offset = torch.rand(4, 1, 1), torch.randn(4, 1, 1)
-    assert_close(Value(scale, offset, -torch.inf, torch.inf)(x), x * scale + offset)
-    assert_close(Value(scale, None, 0.0, 6.0)(x), (x * scale).clamp(0, 6))
-
-
-def test_says_what_it_is():
-    assert "INT_8, codes 0 .. 127 of 1" in repr(requantize(INT(8), torch.ones(1), low=0.0))

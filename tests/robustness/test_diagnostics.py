@@ -1,26 +1,27 @@
 """An honest network passes every check; each deliberately broken defense fails the right one."""
 
+import re
+import warnings
+
 import pandas
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from rqlib import attacks, quantization
+from rqlib import attacks, quantization, robustness
 from rqlib.attacks import ascent, autoattack, methods
 from rqlib.core.projections import L2
-from rqlib.robustness import diagnostics
-from rqlib.robustness.diagnostics import case
+from rqlib.robustness.diagnostics import case, sanity
 from tests import robust_networks
-from tests.robust_networks import BALL
+from tests.robust_networks import BALL, Defended, random_resize
 
-FEW = {"count": 40, "steps": 6}  # of randomized networks every step costs twenty forwards
+FEW = {"count": 24, "steps": 4}  # of randomized networks every step costs twenty forwards
+HONEST = {1, 2, 12, 18, 19}  # checks that a defense does not fail by hiding its gradients
 COLUMNS = ["number", "name", "status", "value", "meaning"]
 
 
-def check(model, *, count=150, ball=BALL, **options):
+def check(model, *, count=60, ball=BALL, **options):
     """The table, by number."""
-    table = diagnostics.run(model, *robust_networks.images(count), ball=ball, **options)
+    table = robustness.diagnose(model, *robust_networks.images(count), ball=ball, **options)
     assert list(table.columns) == COLUMNS
     return table.set_index("number")
 
@@ -29,76 +30,52 @@ def numbers(table, status):
     return set(table.index[table.status == status])
 
 
-class Defended(nn.Module):
-    """The naturally trained network behind something that hides its gradients."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = robust_networks.trained(adversarial=False)
+def natural():
+    return robust_networks.trained(adversarial=False)
 
 
-class Rounded(Defended):
+def rounded(network, x):
     """Rounds its input to five levels, without a straight-through gradient."""
-
-    def forward(self, x):
-        return self.network((x * 4).round() / 4)
+    return network((x * 4).round() / 4)
 
 
-class Saturated(Defended):
+def saturated(network, x):
     """Logits times 10,000."""
-
-    def forward(self, x):
-        return self.network(x) * 1e4
+    return network(x) * 1e4
 
 
-class NoisyOutput(Defended):
+def noisy(network, x):
     """Noise of constant size on the logits."""
-
-    def forward(self, x):
-        logits = self.network(x)
-        return logits + 4 * torch.randn_like(logits)
+    logits = network(x)
+    return logits + 4 * torch.randn_like(logits)
 
 
-class FrozenNoise(Defended):
+def frozen_noise(network, x):
     """The same noise in every call."""
-
-    def forward(self, x):
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-        return self.network((x + 0.3 * noise).clamp(0, 1))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return network((x + 0.3 * noise).clamp(0, 1))
 
 
-class Clamped(Defended):
+def clamped(network, x):
     """Pixels amplified and clamped: the gradient is cut wherever the clamp holds, though epsilon reaches beyond."""
-
-    def forward(self, x):
-        return self.network((12 * (x - 0.5) + 0.5).clamp(0, 1))
+    return network((12 * (x - 0.5) + 0.5).clamp(0, 1))
 
 
-class Detached(Defended):
+def detached(network, x):
     """Logits without a gradient."""
-
-    def forward(self, x):
-        return self.network(x).detach()
+    return network(x).detach()
 
 
-class BrokenRoot(Defended):
+def broken_root(network, x):
     """The same logits, but the derivative of a root at 0 makes their gradient NaN."""
-
-    def forward(self, x):
-        return self.network(x) + (x - x.detach()).square().sqrt().sum((1, 2, 3))[:, None]
-
-
-flat = pytest.mark.filterwarnings("ignore:the gradient of the loss is exactly zero")
+    return network(x) + (x - x.detach()).square().sqrt().sum((1, 2, 3))[:, None]
 
 
 def test_honest_network_passes_everything():
     history = pandas.DataFrame({"validation_robust_accuracy": [0.3, 0.6, 0.7, 0.69]})
-    table = check(
-        robust_networks.trained(adversarial=True),
-        full=True,
-        history=history,
-        others={"natural": robust_networks.trained(adversarial=False)},
-    )
+    honest, others = robust_networks.trained(adversarial=True), {"natural": natural()}
+    table = check(honest, full=True, history=history, others=others)
+    assert all(one.function.__doc__.startswith(f"{one.number}. ") for one in robustness.CHECKS)
     assert list(table.index) == list(range(1, 21))
     skipped = {13, 14} | (set() if autoattack.is_installed() else {11})
     assert numbers(table, "SKIP") == skipped
@@ -114,112 +91,73 @@ def test_fast_subset_skips_what_takes_longer_and_says_why():
     assert not numbers(table, "FAIL")
 
 
-@flat
-def test_hard_rounding_without_straight_through():
-    with pytest.warns(UserWarning, match="the gradient of the loss is exactly zero for every image"):
-        table = check(Rounded(), others={"natural": robust_networks.trained(adversarial=False)})
-    assert {7, 8, 10, 15, 16, 20} <= numbers(table, "FAIL"), table.to_string()
-    assert "zero for 100.0%" in table.value[8]
-    assert {1, 2, 12, 18, 19} <= numbers(table, "PASS")
+DEFENSES = {  # defense, options, checks that fail, checks that pass, words of a check's value
+    "rounding": (rounded, {"others": natural}, {7, 8, 10, 15, 16, 20}, HONEST, {8: "zero for 100.0%"}),
+    "rounding with a twin": (rounded, {"twins": natural}, {15}, HONEST, {15: "minimum robust accuracy"}),
+    "saturated logits": (saturated, {}, {8}, HONEST | {9, 15}, {}),
+    "clamp": (clamped, {}, {15}, HONEST, {}),
+    "detached logits": (detached, {}, {7, 8, 20}, {1}, {8: "zero for 100.0%"}),
+    "NaN gradient": (broken_root, {}, {7, 8}, {1}, {8: "NaN or infinite for 100.0%; zero for 100.0%"}),
+    "noise": (noisy, FEW, {12}, {14}, {12: "attacked without EOT; forced to 20"}),
+    "noise, attacked with EOT": (noisy, FEW | {"eot_samples": 20}, set(), {12, 14}, {}),
+    "frozen noise": (frozen_noise, FEW, {12, 14}, set(), {12: "frozen noise", 14: "the same noise in ten"}),
+    "random resize": (random_resize, FEW, {12}, set(), {12: "randomized"}),
+}
+WARNINGS = {
+    "rounding": "the gradient of the loss is exactly zero for every image",
+    "detached logits": "the gradient of the loss is exactly zero for every image",
+    "NaN gradient": "the gradient of the loss is NaN or infinite for 60 of 60 images",
+}
 
 
-@flat
-def test_saturated_logits():
-    table = check(Saturated())
-    assert 8 in numbers(table, "FAIL"), table.to_string()
-    assert {1, 2, 9, 12, 15, 18, 19} <= numbers(table, "PASS"), "the DLR loss does not notice the scale"
-
-
-def test_output_noise_without_eot():
-    table = check(NoisyOutput(), **FEW)
-    assert table.status[12] == "FAIL"
-    assert "attacked without EOT; forced to 20" in table.value[12]
-    assert table.status[14] == "PASS"
-    with_eot = check(NoisyOutput(), eot_samples=20, **FEW)
-    assert with_eot.status[12] == "PASS"
-
-
-def test_frozen_noise():
-    table = check(FrozenNoise(), **FEW)
-    assert table.status[12] == "FAIL"
-    assert "frozen noise" in table.value[12]
-    assert table.status[14] == "FAIL", "ten predictions with the same noise are one"
-
-
-@flat
-def test_clamp_that_cuts_gradients():
-    table = check(Clamped())
-    assert 15 in numbers(table, "FAIL"), table.to_string()
-    assert {1, 2, 12, 18, 19} <= numbers(table, "PASS")
-
-
-def test_random_resize():
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_broken_defense_fails_the_right_checks(name):
+    defense, options, fail, passed, words = DEFENSES[name]
+    options = {key: {"natural": value()} if callable(value) else value for key, value in options.items()}
     torch.manual_seed(0)
-    table = check(robust_networks.RandomResize(), **FEW)
-    assert table.status[12] == "FAIL"
-    assert "randomized" in table.value[12]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = check(Defended(defense), **options)
+    assert fail <= numbers(table, "FAIL"), table.to_string()
+    assert passed <= numbers(table, "PASS"), table.to_string()
+    assert all(text in table.value[number] for number, text in words.items()), table.to_string()
+    assert any(WARNINGS.get(name, "") in text for text in ["", *(str(one.message) for one in caught)])
 
 
-def test_random_resize_with_eot_draws_one_after_another(monkeypatch):
+def test_eot_draws_that_are_one_and_the_same_are_found(monkeypatch):
     torch.manual_seed(0)
     options = {"count": 20, "steps": 2, "eot_samples": 20}
-    assert check(robust_networks.RandomResize(), **options).status[12] == "PASS"
+    assert check(Defended(random_resize), **options).status[12] == "PASS"
     monkeypatch.setattr(ascent, "draws_once", lambda model, image: False)
-    table = check(robust_networks.RandomResize(), **options)
+    table = check(Defended(random_resize), **options)
     assert table.status[12] == "FAIL"
     assert "its 20 EOT samples are all the same draw" in table.value[12]
-
-
-@flat
-def test_detached_output():
-    with pytest.warns(UserWarning, match="the gradient of the loss is exactly zero for every image"):
-        table = check(Detached(), count=60)
-    assert {7, 8, 20} <= numbers(table, "FAIL"), table.to_string()
-    assert "zero for 100.0%" in table.value[8]
-
-
-@pytest.mark.filterwarnings("ignore:the gradient of the loss is NaN")
-def test_gradients_that_are_nan_are_no_robustness():
-    with pytest.warns(UserWarning, match="the gradient of the loss is NaN or infinite for 60 of 60 images"):
-        table = check(BrokenRoot(), count=60)
-    assert {7, 8} <= numbers(table, "FAIL"), table.to_string()
-    assert "NaN or infinite for 100.0%; zero for 100.0%" in table.value[8]
 
 
 def test_quantized_networks_are_climbed_past_the_clipping_and_need_a_float_twin():
     model, (x, _) = robust_networks.trained(adversarial=True), robust_networks.images(60)
     network = quantization.ptq(model, "INT_4", x)
-    table = check(network, count=60)
+    table = check(network, count=30)
     assert table.status[15] == "WARN", table.to_string()
     assert "past the clipping" in table.value[15]
     assert "no float twin was given" in table.value[15]
-    assert check(network, count=60, twins={"float": model}).status[15] in ("PASS", "FAIL")
+    assert check(network, count=30, twins={"float": model}).status[15] in ("PASS", "FAIL")
 
 
 def test_clipping_that_hides_gradients_is_found():
-    model, (x, _) = robust_networks.trained(adversarial=False), robust_networks.images(60)
-    network = quantization.ptq(model, "INT_8", x)
+    network = quantization.ptq(natural(), "INT_8", robust_networks.images(60)[0])
     for point in network.quantizers.children():
         point.scale.mul_(0.05)  # nearly everything is clipped, and its gradient is zero
-    table = check(network, count=150)
+    table = check(network, count=60)
     assert table.status[15] == "FAIL", table.to_string()
 
 
 def test_eot_samples_level_off():
     torch.manual_seed(1)
-    table = check(NoisyOutput(), count=30, steps=4, eot_samples=20, full=True)
+    table = check(Defended(noisy), count=12, steps=2, eot_samples=20, full=True)
     assert table.status[13] in ("PASS", "WARN")
     assert "cosine" in table.value[13]
     assert table.status[14] == "PASS"
-
-
-def test_twins_are_transferred():
-    table = check(Rounded(), twins={"float": robust_networks.trained(adversarial=False)})
-    assert table.status[15] == "FAIL"
-    assert "minimum robust accuracy" in table.value[15]
-
-
-test_twins_are_transferred = flat(test_twins_are_transferred)
 
 
 @pytest.mark.parametrize(
@@ -228,52 +166,40 @@ test_twins_are_transferred = flat(test_twins_are_transferred)
 )
 def test_overfitting_flags(robust, status):
     history = pandas.DataFrame({"validation_robust_accuracy": robust})
-    assert check(robust_networks.trained(adversarial=True), count=20, history=history).status[17] == status
+    assert sanity.overfitting(case.Case(*[None] * 6, history=history)).status == status
 
 
-def fake(monkeypatch, **replaced):
-    for name, function in replaced.items():
-        monkeypatch.setattr(attacks, name, function)
+def outside(model, x, y, **options):
+    """Leaves the ball."""
+    return methods.pgd(model, x, y, **options) + 0.05
 
 
-def test_attack_that_leaves_the_ball(monkeypatch):
-    honest = methods.pgd
-
-    def outside(model, x, y, **options):
-        return honest(model, x, y, **options) + 0.05
-
-    fake(monkeypatch, pgd=outside)
-    table = check(robust_networks.trained(adversarial=True), count=20)
-    assert {1, 2, 18} <= numbers(table, "FAIL")
+def forgetful(model, x, y, **options):
+    """Takes no step."""
+    return methods.pgd(model, x, y, **(options | {"steps": 0, "random_start": False}))
 
 
-def test_attack_that_forgets_its_step(monkeypatch):
-    honest = methods.pgd
-
-    def forgetful(model, x, y, **options):
-        return honest(model, x, y, **(options | {"steps": 0, "random_start": False}))
-
-    fake(monkeypatch, pgd=forgetful)
-    table = check(robust_networks.trained(adversarial=False), count=100)
-    assert {4, 7, 18} <= numbers(table, "FAIL")
+def careless(model, x, y, **options):
+    """Changes random state, gradients and modes."""
+    torch.rand(1)
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    model.train()
+    return methods.pgd(model, x, y, **options)
 
 
-def test_attack_that_changes_state(monkeypatch):
-    honest = methods.pgd
-
-    def careless(model, x, y, **options):
-        torch.rand(1)
-        next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
-        model.train()
-        return honest(model, x, y, **options)
-
-    fake(monkeypatch, pgd=careless)
-    model = robust_networks.untrained()
-    table = check(model, count=20)
-    assert table.status[19] == "FAIL"
-    assert "gradients" in table.value[19]
-    assert "random state" in table.value[19]
-    assert "modes" in table.value[19]
+@pytest.mark.parametrize(
+    ("attack", "network", "fail", "words"),
+    [
+        (outside, natural, {1, 2, 18}, {2: "images left the ball"}),
+        (forgetful, natural, {4, 7, 18}, {}),
+        (careless, robust_networks.untrained, {19}, {19: "changed: gradients, modes, random state"}),
+    ],
+)
+def test_a_broken_attack_fails_the_right_checks(monkeypatch, attack, network, fail, words):
+    monkeypatch.setattr(attacks, "pgd", attack)
+    table = check(network(), count=40)
+    assert fail <= numbers(table, "FAIL"), table.to_string()
+    assert all(text in table.value[number] for number, text in words.items()), table.to_string()
 
 
 def test_l2():
@@ -290,26 +216,13 @@ def test_gain_needs_two_standard_errors():
     assert case.gain(few, many)[1] is False
 
 
-def test_loss_surface_is_highest_up_the_gradient():
-    model, (x, y) = robust_networks.trained(adversarial=True), robust_networks.images(30)
-    surface = diagnostics.loss_surface(model, x, y, ball=BALL, points=5)
-    assert list(surface.columns) == ["gradient", "random", "loss"]
-    assert len(surface) == 25
-    rise = surface.groupby("gradient").loss.mean()
-    assert rise.is_monotonic_increasing
-    center = surface[(surface.gradient == 0) & (surface.random == 0)].loss.item()
-    with torch.no_grad():
-        assert center == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
-
-
-def test_bad_input():
-    model, (x, y) = robust_networks.untrained(), robust_networks.images(4)
-    with pytest.raises(ValueError, match="expected at least one image to check"):
-        diagnostics.run(model, x[:0], y[:0], ball=BALL)
-    with pytest.raises(ValueError, match=r"expected x in \[0, 1\]"):
-        diagnostics.run(model, x * 255, y, ball=BALL)
-
-
-def test_numbers_are_one_to_twenty():
-    assert [check.number for check in diagnostics.CHECKS] == list(range(1, 21))
-    assert all(check.function.__doc__.startswith(f"{check.number}. ") for check in diagnostics.CHECKS)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x[:0], y[:0]), "expected at least one image to check"),
+        (lambda x, y: (x * 255, y), "expected x in [0, 1]"),
+    ],
+)
+def test_bad_input_says_what_was_expected(change, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        robustness.diagnose(robust_networks.untrained(), *change(*robust_networks.images(4)), ball=BALL)

@@ -7,25 +7,13 @@ from rqlib.core import projections
 from rqlib.training import objectives
 
 
-def test_natural_is_the_mean_negative_log_likelihood():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_natural_is_the_mean_cross_entropy_with_smoothed_labels(smoothing):
     model, x, y = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,))
-    log_likelihood = model(x).log_softmax(1)
-    torch.testing.assert_close(objectives.natural(model, x, y), -log_likelihood[range(8), y].mean())
-
-
-def test_label_smoothing_formula():
-    model, x, y, s = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,)), 0.2
-    target = (1 - s) * torch.nn.functional.one_hot(y, 3) + s / 3
+    target = (1 - smoothing) * torch.nn.functional.one_hot(y, 3) + smoothing / 3
     expected = -(target * model(x).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(objectives.natural(model, x, y, label_smoothing=s), expected)
-
-
-def test_named_binds_settings_and_knows_its_names():
-    model, x, y = nn.Linear(5, 3), torch.randn(8, 5), torch.randint(3, (8,))
-    bound = objectives.named("natural", label_smoothing=0.1)
-    torch.testing.assert_close(bound(model, x, y), objectives.natural(model, x, y, label_smoothing=0.1))
-    with pytest.raises(ValueError, match=r"unknown objective 'naturel' \(did you mean 'natural'\?\)"):
-        objectives.named("naturel")
+    bound = objectives.named("natural", label_smoothing=smoothing, attack=pgd())
+    torch.testing.assert_close(bound(model, x, y), expected)
 
 
 def network():
@@ -34,8 +22,8 @@ def network():
 
 
 def batch(count=16):
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(count, 3, 2, 2, generator=generator), torch.randint(3, (count,), generator=generator)
+    rng = torch.Generator().manual_seed(1)
+    return torch.rand(count, 3, 2, 2, generator=rng), torch.randint(3, (count,), generator=rng)
 
 
 def pgd(**settings):
@@ -47,17 +35,13 @@ def gradients(loss, model):
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def test_adversarial_is_natural_on_attacked_images():
+def test_adversarial_is_natural_on_attacked_images_and_mixed_the_mean_of_both():
     model, (x, y) = network().eval(), batch()
     found = objectives.adversarial(model, x, y, attack=pgd())
     assert found.item() == objectives.natural(model, pgd()(model, x, y), y).item()
     assert found > objectives.natural(model, x, y)
-
-
-def test_mixed_is_the_mean_of_both_halves():
-    model, (x, y) = network().eval(), batch()
-    both = objectives.natural(model, x, y) + objectives.adversarial(model, x, y, attack=pgd())
-    torch.testing.assert_close(objectives.mixed(model, x, y, attack=pgd()), both / 2)
+    mixed = objectives.mixed(model, x, y, attack=pgd())
+    torch.testing.assert_close(mixed, (objectives.natural(model, x, y) + found) / 2)
 
 
 def test_trades_formula_and_attack():
@@ -107,10 +91,30 @@ def test_robust_objectives_leave_no_trace(name):
     assert torch.equal(x, batch()[0])
 
 
-def test_a_robust_objective_needs_an_attack():
-    with pytest.raises(ValueError, match="expected an attack for the objective 'trades', got none"):
-        objectives.named("trades")
-    assert objectives.named("natural", attack=pgd()).func is objectives.natural
+def test_robust_gives_an_objective_and_the_attack_that_validates_it():
+    model, (x, y), ball = network().eval(), batch(), projections.Linf(0.1)
+    settings = {"epsilon": 0.1, "step_size": 0.05, "steps": 3}
+    objective, attack = objectives.robust("mixed", **settings, label_smoothing=0.1)
+    expected = objectives.mixed(model, x, y, attack=pgd(), label_smoothing=0.1)
+    assert objective(model, x, y).item() == expected.item()
+    active = attacks.pgd(model, x, y, ball=ball, step_size=0.05, steps=3, active_set=True)
+    assert torch.equal(attack(model, x, y), active)
+    natural, none = objectives.robust("natural", **settings)
+    assert natural(model, x, y).item() == objectives.natural(model, x, y).item()
+    assert none is None
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: objectives.named("trades"), "expected an attack for the objective 'trades', got none"),
+        (lambda: objectives.named("naturel"), r"unknown objective 'naturel' \(did you mean 'natural'\?\)"),
+        (lambda: objectives.robust("natural", epsilon=8, step_size=1, steps=1), "8 gray levels are 8 / 255"),
+    ],
+)
+def test_faulty_objectives_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 def test_smoothed_is_natural_plus_the_divergence_under_noise():

@@ -38,11 +38,6 @@ def test_feature_browser_shows_both_networks(networks):
 
 
 def test_networks_without_a_common_layer_are_refused(networks):
-    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
+    pair = {"natural": networks["natural"], "other": nn.Flatten()}
     with pytest.raises(ValueError, match="share layer names, got natural, other"):
-        widget.feature_browser(
-            {"natural": networks["natural"], "other": other},
-            torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
-            torch.zeros(1, dtype=torch.int64),
-            ("a",),
-        )
+        widget.feature_browser(pair, torch.zeros(1, 3, 8, 8).byte(), torch.zeros(1).long(), ("a",))

@@ -4,23 +4,18 @@ import pytest
 import torch
 
 from rqlib import data, models, workbook
-from rqlib.core import runtime
+from tests.workbook.runs import start
 
 
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    monkeypatch.setenv("RQLIB_OUTPUTS", str(tmp_path / "outputs"))
-    with runtime.using("cpu", "float32"):
-        yield data.load("digits")
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits")
 
 
 def trained(images, seed: int, objective: str = "natural"):
     """A finished run of 01_train that leaves a checkpoint."""
-    annotations = {"dataset": str, "objective": str, "seed": int}
-    values = {"dataset": "digits", "objective": objective, "seed": seed}
-    run = workbook.Run("01_train", {"__annotations__": annotations, **values})
-    runtime.seed_everything(seed)
-    made = models.build("SmallCNN", images.spec)
+    run = start("01_train", model="SmallCNN", objective=objective, seed=seed)
+    made = models.build("SmallCNN", images.spec, seed=seed)
     path = run.checkpoint(made, "SmallCNN", images.spec)
     run.finish()
     return made, path

@@ -1,8 +1,8 @@
-"""Honest evaluation: twenty checks that an attack was strong enough to believe the robustness it reports.
+"""Twenty checks that an attack was strong enough to believe the robustness that it reports.
 
-Randomized, rounded and clipped networks hide their gradients; a hidden gradient looks like robustness.
-Each check is a function of a `Case` (the network, its images and the attacks already run on it); the
-table `CHECKS` numbers them (after Carlini et al. 2019, arXiv 1902.06705; Athalye et al. 2018, arXiv 1802.00420).
+Randomized, rounded and clipped networks hide their gradients, and a hidden gradient looks like robustness. Each check
+is a function of a `Case`: the network, its images, and the attacks already run on it. The table `CHECKS` numbers the
+checks (after Carlini et al. 2019, arXiv 1902.06705, and Athalye et al. 2018, arXiv 1802.00420).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,14 +18,13 @@ from rqlib.core import runtime
 from rqlib.core.projections import Ball
 from rqlib.robustness.diagnostics import gradients, sanity, strength
 from rqlib.robustness.diagnostics.case import SKIP, Case, Finding
-from rqlib.robustness.diagnostics.gradients import directions, loss_surface
 
-__all__ = ["CHECKS", "Check", "directions", "loss_surface", "run"]
+__all__ = ["CHECKS", "Check", "diagnose"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table; its meaning is the first line of the function's docstring."""
+    """A check: a row of the table. Its meaning is the first line of the function's docstring."""
 
     number: int
     name: str
@@ -34,8 +33,14 @@ class Check:
 
     @property
     def meaning(self) -> str:
-        """What holds where the check passes."""
+        """What holds if the check passes."""
         return self.function.__doc__.split("\n", 1)[0].partition(". ")[2]
+
+    def row(self, case: Case) -> dict:
+        """Run the check, if it is fast or the case is to be checked in full; its row of the table of `diagnose`."""
+        skipped = Finding(SKIP, "takes longer: full=True")
+        found = self.function(case) if self.fast or case.full else skipped
+        return {"number": self.number, "name": self.name, **found._asdict(), "meaning": self.meaning}
 
 
 CHECKS = (
@@ -62,7 +67,7 @@ CHECKS = (
 )
 
 
-def run(
+def diagnose(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -77,20 +82,22 @@ def run(
     history: pandas.DataFrame | None = None,
     batch_size: int = 128,
 ) -> pandas.DataFrame:
-    """Check how far the robust accuracy of a network under PGD can be believed.
+    """Check how far the robust accuracy of a network under PGD can be believed; everything is computed in float32.
 
     Args:
-        x, y: images (N, C, H, W) float32 in [0, 1] and labels (N,); a few hundred tell.
-        ball, step_size, steps, eot_samples: the PGD whose figure is to be believed (`attacks.pgd`);
-            the step size is that of `attacks.pace` by default.
-        full: all checks, with more settings each; by default those that take seconds.
-        others: name -> another network for the same images, attacked to transfer.
-        twins: name -> a differentiable twin of a network that rounds or is noisy (STE, float, noise-free).
+        x, y: images (N, C, H, W) float32 in [0, 1] and labels (N,); a few hundred images are enough.
+        ball, step_size, steps, eot_samples: the PGD whose figure is to be believed (`attacks.pgd`); the step size is
+            that of `attacks.pace` by default.
+        full: run all checks, each with more settings; by default only those that take seconds.
+        others: name -> another network for the same images, from which adversarial images are transferred.
+        twins: name -> differentiable twin of a network that rounds or is noisy: with straight-through gradients, in
+            float, or without noise.
         history: the training log of `training.fit`.
+        batch_size: number of images that pass the network at once.
 
     Returns:
-        One row a check, in order: number, name, status (PASS, WARN, FAIL; SKIP where it does not
-        apply or was not asked for), value (the figures), meaning (what a PASS says).
+        One row per check, in order of their numbers: number, name, status (PASS, WARN, FAIL; SKIP if the check does
+        not apply or was not asked for), value (the figures), meaning (what a PASS says).
 
     Raises:
         ValueError: no images; x not in [0, 1] or y not its labels.
@@ -101,35 +108,17 @@ def run(
     place = runtime.active().place
     length = attacks.pace(ball, steps)["step_size"] if step_size is None else step_size
     case = Case(
-        place(model),
-        place(x),
-        place(y),
-        ball,
-        length,
-        steps,
-        eot_samples,
-        {name: place(other) for name, other in (others or {}).items()},
-        {name: place(twin) for name, twin in (twins or {}).items()},
-        history,
-        full,
-        batch_size,
+        *(place(model), place(x), place(y)),
+        *(ball, length, steps, eot_samples),
+        others={name: place(other) for name, other in (others or {}).items()},
+        twins={name: place(twin) for name, twin in (twins or {}).items()},
+        history=history,
+        full=full,
+        batch_size=batch_size,
     )
-    with torch.autocast(case.x.device.type, enabled=False):
-        findings = {check: _finding(check, case) for check in runtime.progress(_in_order(), "checks")}
-    rows = [
-        {"number": check.number, "name": check.name, **findings[check]._asdict(), "meaning": check.meaning}
-        for check in CHECKS
-    ]
-    return pandas.DataFrame(rows)
-
-
-def _finding(check: Check, case: Case) -> Finding:
-    if not (check.fast or case.full):
-        return Finding(SKIP, "takes longer: full=True")
-    return check.function(case)
-
-
-def _in_order() -> list[Check]:
-    """Unchanged state first, before anything could change it; the adaptive minimum last, after all attacks."""
+    # The unchanged state is checked before anything could change it, the adaptive minimum after all attacks.
     first, last = sanity.state_unchanged, strength.adaptive_minimum
-    return sorted(CHECKS, key=lambda check: (check.function is last) - (check.function is first))
+    order = sorted(CHECKS, key=lambda check: (check.function is last) - (check.function is first))
+    with runtime.exact(), torch.autocast(case.x.device.type, enabled=False):
+        rows = [check.row(case) for check in runtime.progress(order, "checks")]
+    return pandas.DataFrame(rows).sort_values("number", ignore_index=True)

@@ -1,4 +1,4 @@
-"""What the checks share: a network under scrutiny, its images, and the attacks that were already run on it."""
+"""What the checks share: the network to be checked, its images, and the attacks that were already run on it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,21 +16,24 @@ from rqlib.attacks.losses import ce
 from rqlib.core import runtime
 from rqlib.core.projections import Ball
 from rqlib.core.vocabulary import Attack
+from rqlib.robustness import plane
 
-EOT_SAMPLES = 20  # draws a gradient is averaged over when the network turns out to be randomized
-PREDICTIONS = 10  # fresh forwards a randomized network is scored by
+EOT_SAMPLES = 20
+"""A gradient of a randomized network is averaged over at least this number of draws."""
+PREDICTIONS = 10
+"""Number of fresh forwards by which a randomized network is scored."""
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
 
 
 class Finding(NamedTuple):
-    """Outcome of one check: status and the figure it rests on."""
+    """Outcome of a check: its status, and the figures that it rests on, as text."""
 
     status: str
     value: str
 
 
 class Trace(NamedTuple):
-    """One PGD run, seen at every iterate: losses and successes (iterates, N)."""
+    """Loss and success at every iterate of a PGD run, each (iterates, N)."""
 
     losses: Tensor
     fooled: Tensor
@@ -38,13 +41,12 @@ class Trace(NamedTuple):
 
 @dataclass
 class Case:
-    """A network with images (N, C, H, W), labels (N,) and an attack; results of attacks are kept by name.
+    """A network with images (N, C, H, W), labels (N,) and a PGD; the results of attacks are kept by name.
 
     Attributes:
-        others: further networks by name, from which adversarial images are transferred.
-        twins: differentiable twins of a network that rounds: with STE, in float, without noise.
-        history: the training log with a column ``validation_robust_accuracy``.
+        given_eot_samples: number of draws that the caller averages gradients over.
         broken: name of an attack inside ``ball`` -> which images it fooled, bool (N,).
+        The others: as in `robustness.diagnose`.
     """
 
     model: nn.Module
@@ -63,12 +65,11 @@ class Case:
 
     def logits(self, x: Tensor) -> Tensor:
         """One forward in eval mode, batch by batch: (N, K)."""
-        with runtime.evaluating(self.model), torch.no_grad():
-            return torch.cat([self.model(part) for part in x.split(self.batch_size)])
+        return plane.logits(self.model, x, self.batch_size)
 
     @cached_property
     def forwards(self) -> Tensor:
-        """Logits of five forwards, the last on the images in another order, put back: (5, N, K)."""
+        """Logits of five forwards (5, N, K). The last is computed on the images in another order, and put back."""
         shift = max(len(self.x) // 2, 1)
         moved = self.logits(self.x.roll(shift, 0)).roll(-shift, 0)
         return torch.stack([*(self.logits(self.x) for _ in range(4)), moved])
@@ -80,12 +81,12 @@ class Case:
 
     @property
     def randomized(self) -> bool:
-        """Whether logits differ beyond rounding from forward to forward or with the position in the batch."""
+        """Whether logits differ by more than rounding from forward to forward or with the position in the batch."""
         return self.spread > ascent.RANDOMIZED
 
     @cached_property
     def drawn(self) -> float:
-        """`ascent.spread` of the draws that an attack averages a gradient over, of the first image."""
+        """`ascent.spread` of the logits of the first image over the draws that an attack averages a gradient over."""
         draws = self.eot_samples
         with ascent.traceless(self.model, self.x, runtime.rng(0)), torch.no_grad():
             logits = ascent.Score(self.model, self.y, ce, draws=draws).forwards(self.x[:1])
@@ -93,11 +94,14 @@ class Case:
 
     @property
     def eot_samples(self) -> int:
-        """The given number; forced up where the network is randomized."""
+        """The given number; at least `EOT_SAMPLES` if the network is randomized."""
         return max(self.given_eot_samples, EOT_SAMPLES) if self.randomized else self.given_eot_samples
 
     def wrong(self, x: Tensor) -> Tensor:
-        """Which images are misclassified, bool (N,); by the mean softmax of ten fresh forwards if randomized."""
+        """Which images are misclassified, bool (N,).
+
+        A randomized network answers by the mean softmax of `PREDICTIONS` fresh forwards.
+        """
         if not self.randomized:
             return self.logits(x).argmax(1) != self.y
         return sum(self.logits(x).softmax(1) for _ in range(PREDICTIONS)).argmax(1) != self.y
@@ -108,7 +112,7 @@ class Case:
         return self.wrong(self.x)
 
     def apply(self, attack: Attack, model: nn.Module | None = None) -> Tensor:
-        """Adversarial images, batch by batch."""
+        """Adversarial images of an attack on the case's network, or on another; batch by batch."""
         pairs = zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True)
         return torch.cat([attack(self.model if model is None else model, x, y) for x, y in pairs])
 
@@ -118,7 +122,7 @@ class Case:
         return partial(attacks.pgd, **(settings | {"eot_samples": self.eot_samples} | changes))
 
     def broken_by(self, name: str, attack: Attack, model: nn.Module | None = None) -> Tensor:
-        """Which images an attack inside the ball fools, bool (N,); run once, then remembered by name."""
+        """Which images an attack inside the ball fools, bool (N,); it runs once and is then remembered by its name."""
         if name not in self.broken:
             self.broken[name] = self.wrong(self.apply(attack, model))
         return self.broken[name]
@@ -135,22 +139,17 @@ class Case:
         return self.broken["PGD"]
 
     def trace(self, **changes) -> Trace:
-        """A PGD run with every iterate's losses and successes."""
-        seen: list[list[tuple[Tensor, Tensor]]] = []
+        """Losses and successes at every iterate of the case's PGD, with some settings changed."""
+        seen = []  # of each batch: losses of every iterate, successes of every iterate
         for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-            seen.append([])
-            self.pgd(watch=lambda losses, fooled: seen[-1].append((losses, fooled)), **changes)(self.model, x, y)
-        losses, fooled = (
-            torch.cat([torch.stack([pair[part] for pair in batch]) for batch in seen], 1) for part in (0, 1)
-        )
-        return Trace(losses, fooled)
+            iterates = []
+            self.pgd(watch=lambda *one, into=iterates: into.append(one), **changes)(self.model, x, y)
+            seen.append([*zip(*iterates, strict=True)])
+        return Trace(*(torch.cat([torch.stack(part) for part in parts], 1) for parts in zip(*seen, strict=True)))
 
     def gradients(self, *, eot_samples: int = 1, seed: int = 0) -> Tensor:
         """Gradient of the cross-entropy with respect to every image, (N, C, H, W)."""
-        with ascent.traceless(self.model, self.x, runtime.rng(seed)):
-            score = ascent.Score(self.model, self.y, ce, draws=eot_samples)
-            x = self.x.detach().clone().requires_grad_()
-            return score.gradient(score(x, self.y)[0], x)
+        return plane.loss_gradients(self.model, self.x, self.y, eot_samples=eot_samples, seed=seed)
 
     def losses(self, x: Tensor) -> Tensor:
         """Cross-entropy of each image, (N,)."""
@@ -167,7 +166,7 @@ def share(mask: Tensor) -> float:
 
 
 def gain(mask: Tensor, over: Tensor) -> tuple[float, bool]:
-    """How much more often ``mask`` is true than ``over``, and whether that exceeds two paired standard errors."""
+    """How much more often ``mask`` is true than ``over``, and whether this exceeds two paired standard errors."""
     difference = mask.double() - over.double()
     mean = difference.mean().item()
     error = difference.std().item() / len(difference) ** 0.5 if len(difference) > 1 else 0.0

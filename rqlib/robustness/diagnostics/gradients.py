@@ -1,15 +1,14 @@
-"""Do the gradients tell the truth: not zero, not cut, not hidden by noise, uphill."""
+"""Checks of gradients: they are not zero, not cut, not hidden by noise, and point uphill."""
 
-import pandas
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from rqlib.attacks import ascent, losses, straight_through
 from rqlib.core import runtime
-from rqlib.core.projections import Ball
 from rqlib.quantization import fake_quantize
 from rqlib.quantization.fake_quantize import Quantized
+from rqlib.robustness import plane
 from rqlib.robustness.diagnostics.case import FAIL, PASS, SKIP, WARN, Case, Finding, gain, percent, share
 
 
@@ -34,9 +33,8 @@ def same_forward(case: Case) -> Finding:
     if (case.forwards[:-1] == case.forwards[0]).all():
         return Finding(FAIL, f"frozen noise: {value} with the position in the batch, yet not from call to call")
     if case.given_eot_samples == 1:
-        return Finding(
-            FAIL, f"randomized, {value}, and attacked without EOT; forced to {case.eot_samples} samples here"
-        )
+        value = f"randomized, {value}, and attacked without EOT; forced to {case.eot_samples} samples here"
+        return Finding(FAIL, value)
     if case.drawn <= ascent.RANDOMIZED:
         return Finding(FAIL, f"randomized, {value}, but its {case.given_eot_samples} EOT samples are all the same draw")
     return Finding(PASS, f"randomized, {value}; attacked with {case.given_eot_samples} EOT samples")
@@ -74,7 +72,7 @@ def fresh_noise(case: Case) -> Finding:
 def cut_gradients(case: Case) -> Finding:
     """15. Straight-through gradients and differentiable twins fool no more images; the minimum is reported.
 
-    A network of `quantization.ptq` needs its float twin too: without one the best is a WARN.
+    A network of `quantization.ptq` needs its float twin too: without one the best outcome is a WARN.
     """
     quantized = any(isinstance(module, Quantized) for module in case.model.modules())
     through = straight_through.StraightThrough(case.model)
@@ -100,35 +98,10 @@ def cut_gradients(case: Case) -> Finding:
 
 def uphill(case: Case) -> Finding:
     """20. The loss rises more along the gradient than along a random direction of the same length."""
-    along, aside = directions(case.model, case.x, case.y, ball=case.ball, eot_samples=case.eot_samples)
+    around = plane.through(case.model, case.x, case.y, ball=case.ball, eot_samples=case.eot_samples)
     start = case.losses(case.x)
-    rises = [case.losses((case.x + step).clamp(0, 1)) - start for step in (along, aside)]
+    rises = [case.losses((case.x + step).clamp(0, 1)) - start for step in (around.along, around.aside)]
     difference = (rises[0] - rises[1]).double()
     error = difference.std() / len(difference) ** 0.5 if len(difference) > 1 else 0.0
     value = f"mean rise {rises[0].mean():.3g} along the gradient, {rises[1].mean():.3g} along a random direction"
     return Finding(PASS if difference.mean() > 2 * error else FAIL, value)
-
-
-def directions(
-    model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, eot_samples: int = 1, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Two perturbations of length epsilon for each image: steepest, and random; each (N, C, H, W)."""
-    case = Case(model, x, y, ball, ball.epsilon, 1)
-    steepest = ball.steepest(case.gradients(eot_samples=eot_samples, seed=seed))
-    noise = torch.randn(x.shape, generator=runtime.rng(seed)).to(x)
-    return ball.epsilon * steepest, ball.epsilon * ball.steepest(noise)
-
-
-def loss_surface(
-    model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, points: int = 21, seed: int = 0
-) -> pandas.DataFrame:
-    """Mean cross-entropy over the plane of `directions`: columns gradient and random (in epsilons, -1 to 1), loss."""
-    along, aside = directions(model, x, y, ball=ball, seed=seed)
-    case = Case(model, x, y, ball, ball.epsilon, 1)
-    ticks = torch.linspace(-1, 1, points).tolist()
-    rows = [
-        {"gradient": a, "random": b, "loss": case.losses((x + a * along + b * aside).clamp(0, 1)).mean().item()}
-        for a in ticks
-        for b in ticks
-    ]
-    return pandas.DataFrame(rows)

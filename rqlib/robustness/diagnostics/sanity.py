@@ -1,4 +1,4 @@
-"""Is the attack itself sound: stays where it must, changes nothing, finds a known optimum; was training sound."""
+"""Checks that the attack is sound: it stays where it must, changes nothing, finds a known optimum; so was training."""
 
 import torch
 from torch import Tensor, nn

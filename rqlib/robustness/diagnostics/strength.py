@@ -1,4 +1,4 @@
-"""Is the attack as strong as it could be: against weaker, longer, transferred and gradient-free attacks."""
+"""Checks that the attack is as strong as it could be: beside weaker, longer, transferred and gradient-free attacks."""
 
 from functools import partial
 
@@ -57,9 +57,8 @@ def more_restarts(case: Case) -> Finding:
     runs = [case.broken_by(f"PGD, {count} restarts", case.pgd(restarts=count)) for count in counts]
     lost = any((few & ~many).any() for few, many in zip(runs, runs[1:], strict=False))
     more, beyond = gain(runs[-1], runs[0])
-    value = "errors " + ", ".join(
-        f"{percent(share(mask))} at {count}" for mask, count in zip(runs, counts, strict=True)
-    )
+    errors = [f"{percent(share(mask))} at {count}" for mask, count in zip(runs, counts, strict=True)]
+    value = "errors " + ", ".join(errors)
     if lost and not case.randomized:
         return Finding(FAIL, f"an image was fooled and is not: {value}")
     return Finding(WARN if beyond and more > 0.02 else PASS, f"{value}; gain {percent(more)}")
@@ -76,7 +75,7 @@ def loss_climbs(case: Case) -> Finding:
 
 
 class Scaled(nn.Module):
-    """A network with its logits multiplied: the same decisions, another softmax."""
+    """A network whose logits are multiplied by a factor: the same decisions, another softmax."""
 
     def __init__(self, network: nn.Module, factor: float):
         super().__init__()

@@ -1,6 +1,4 @@
-"""The last layer of a network, and what flows into it: the features by which it tells classes apart."""
-
-from typing import NamedTuple
+"""The last layer of a network, and what flows into it: the features by which the network tells classes apart."""
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +7,15 @@ from rqlib import data
 from rqlib.core import layers, runtime
 
 
-class Classifier(NamedTuple):
-    """The layer that gives the logits: its name, and its weight (K, L), K classes, L features."""
-
-    name: str
-    weight: Tensor
-
-
 @torch.no_grad()
-def classifier(model: nn.Module, x: Tensor) -> Classifier:
-    """The linear layer, or 1x1 convolution, that a network calls last.
+def classifier(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
+    """The layer that gives the logits: its name, and its weight (K, L) for K classes and L features.
 
-    Args:
-        x: images (B, C, H, W) in [0, 1] that the network takes.
+    It is the linear layer, or the 1x1 convolution, that the network calls last when it is given the images x.
 
     Raises:
-        ValueError: the last layer with weights is no such layer, or does not give the logits; one class only;
-            images that do not fit.
+        ValueError: the last layer with weights is of another kind, or does not give the logits; the network has
+            only one class; the images do not fit the network.
     """
     called: list[str] = []
     weighted = dict(layers.weighted_layers(model))
@@ -36,22 +26,21 @@ def classifier(model: nn.Module, x: Tensor) -> Classifier:
         found = f"{called[-1]!r}, {layer}" if called else "none"
         raise ValueError(
             f"expected a network whose last layer is linear or a 1x1 convolution and gives its {logits.shape[1]} "
-            f"logits, got {found}; a generator starts from the rows of that weight, one a class"
+            f"logits, got {found}; a generator starts from the rows of that weight, one per class"
         )
     if logits.shape[1] < 2:
         raise ValueError("expected at least 2 classes, got 1: images of one class cannot be told from others")
-    return Classifier(called[-1], layer.weight.detach().flatten(1).float().clone())
+    return called[-1], layer.weight.detach().flatten(1).float().clone()
 
 
 @torch.no_grad()
 def features(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tensor:
-    """What flows into the classifier, (N, L) float32 on the CPU, the mean over positions of a 1x1 convolution.
+    """What flows into the classifier: (N, L) float32 on the CPU. Before a 1x1 convolution, the mean over positions.
 
-    Args:
-        images: uint8 (N, C, H, W), or in [0, 1].
+    Images (N, C, H, W) are uint8, or floating point in [0, 1].
 
     Raises:
-        ValueError: as `classifier`; there are no images.
+        ValueError: as `classifier`; no images are given.
     """
     if not len(images):
         raise ValueError("expected at least one image, got none")
@@ -62,7 +51,7 @@ def features(model: nn.Module, images: Tensor, *, batch_size: int = 500) -> Tens
         found.append(inputs[0].float().flatten(2).mean(2) if inputs[0].dim() == 4 else inputs[0].float())
 
     with runtime.evaluating(policy.place(model)):
-        name = classifier(model, policy.place(data.to_pixels(images[:1]))).name
+        name, _ = classifier(model, policy.place(data.to_pixels(images[:1])))
         with layers.watching(model, [name], note), policy.autocast():
             for x, _ in batches:
                 model(x)

@@ -1,0 +1,129 @@
+"""Tables in the published form, and their way into ours.
+
+Two tables of quantized networks have been published. One has a row per network and format: the columns ``model``,
+``format``, ``fp32_accuracy``, ``accuracy``, and similarities whose weights are shares in percent. The other has a row
+per network, generator and format (FP32: the float network itself): accuracies on test images and on generated ones,
+clean and attacked, in the columns ``test_clean``, ``pseudo_clean``, ``test_pgd``, ``pseudo_pgd`` and so on.
+
+`robustness.study` and `04_generator` write the same accuracies wide: one row per network and format, with one column
+for each set of images and each attack (``test_pgd``, ``trained_pgd``, ``boundary_pgd``). Whoever reads accuracies on
+generated images takes either form and calls `by_generator`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas
+from pandas import DataFrame, Series
+
+from rqlib.core.vocabulary import did_you_mean
+from rqlib.data.datasets import data_root
+
+FLOAT = "FP32"
+"""The format of rows of the float network itself."""
+NETWORK = ("dataset", "model", "width", "seed")
+"""Columns that tell networks apart, those of them that a table has."""
+PSEUDO = "pseudo_accuracy_loss"
+GENERATORS = {"boundary": f"{PSEUDO}_boundary", "trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
+"""Name of a set of generated images -> our column for the accuracy that is lost on it."""
+PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
+"""Published name -> our name of similarities whose weights are shares in percent, so that they are 100 times ours."""
+
+
+def read_csv(path: str | Path, columns: Sequence[str] = ("model", "format", "accuracy")) -> DataFrame:
+    """Read a CSV file that has at least these columns.
+
+    The path is relative to the folder of data (the variable ``RQLIB_DATA``) or absolute.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; columns are missing.
+    """
+    path = data_root() / path
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a table (CSV) at {path}, found no file")
+    frame = pandas.read_csv(path)
+    require(frame, columns, str(path))
+    return frame
+
+
+def renamed(rows: DataFrame) -> DataFrame:
+    """The rows with our names and units: js_flops -> js_legacy_macs / 100, fp32_accuracy -> float_accuracy."""
+    frame = rows.rename(columns={"fp32_accuracy": "float_accuracy"} | PERCENT).reset_index(drop=True)
+    for name in set(PERCENT) & set(rows):
+        frame[PERCENT[name]] /= 100
+    return frame
+
+
+def by_generator(rows: DataFrame) -> DataFrame:
+    """Accuracies on generated images as one row per network, generator and format: test_clean, pseudo_clean, ...
+
+    Args:
+        rows: of `robustness.study` or `04_generator`: the set ``test`` is the real one, every other set becomes a
+            generator. Rows that have the published form, or no accuracies on generated images, stay as they are.
+    """
+    sets = [name.removesuffix("_clean") for name in rows if name.endswith("_clean")]
+    if "generator" in rows or "test" not in sets or len(sets) < 2:
+        return rows
+    attacks = [name.removeprefix("test_") for name in rows if name.startswith("test_")]
+    attacks = [name for name in attacks if all(f"{one}_{name}" in rows for one in sets)]
+    kept = [name for name in rows if not name.startswith(tuple(f"{one}_" for one in sets))]
+
+    def of(generator: str) -> DataFrame:
+        sides = {"test": "test", generator: "pseudo"}
+        names = {f"{old}_{attack}": f"{new}_{attack}" for attack in attacks for old, new in sides.items()}
+        return rows[[*kept, *names]].rename(columns=names).assign(generator=generator)
+
+    return pandas.concat([of(name) for name in sets if name != "test"], ignore_index=True)
+
+
+def was_attacked(rows: DataFrame) -> bool:
+    """Whether the rows, in either form, hold accuracies under PGD on real and on generated images."""
+    return {"generator", "test_pgd", "pseudo_pgd"} <= set(by_generator(rows))
+
+
+def losses(rows: DataFrame) -> DataFrame:
+    """Loss of accuracy on generated images: one row per network and format, one column per generator.
+
+    loss = (a_FP32 - a) / a_FP32 of the column pseudo_clean of rows in either form (`by_generator`). `GENERATORS` names
+    the columns.
+
+    Raises:
+        ValueError: columns are missing, accuracies are in percent, or a network has no row FP32.
+    """
+    rows = by_generator(rows)
+    require(rows, ("model", "generator", "format", "pseudo_clean"), "the table of pseudo-data")
+    check_fractions(rows, ["pseudo_clean"])
+    keys = [name for name in NETWORK if name in rows]
+    wide = rows.pivot_table(index=[*keys, "format"], columns="generator", values="pseudo_clean").reset_index()
+    if unknown := set(wide) - {*keys, "format", *GENERATORS}:
+        raise ValueError(did_you_mean("generator", str(min(unknown)), GENERATORS))
+    whole = wide[wide.format == FLOAT].set_index(keys)
+    for name in set(GENERATORS) & set(wide):
+        reference = looked_up(wide, keys, whole[name])
+        if reference.isna().any():
+            without = wide[reference.isna()].model.iloc[0]
+            raise ValueError(f"expected a row {FLOAT} of every network, got none for {without}")
+        wide[name] = 1 - wide[name] / reference
+    return wide[wide.format != FLOAT].rename(columns=GENERATORS).rename_axis(columns=None).reset_index(drop=True)
+
+
+def require(frame: DataFrame, columns: Sequence[str], where: str) -> None:
+    """Raise a ValueError unless a table has these columns; ``where`` is what the message calls the table."""
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        hint = did_you_mean("column", missing[0], map(str, frame.columns))
+        raise ValueError(f"{where}: expected columns {', '.join(columns)}, got none named {', '.join(missing)}; {hint}")
+
+
+def check_fractions(frame: DataFrame, columns: Sequence[str]) -> None:
+    """Raise a ValueError where one of the columns that the table has exceeds 1."""
+    for name in set(columns) & set(frame):
+        largest = frame[name].max()
+        if largest > 1:
+            raise ValueError(f"expected {name} as a fraction in [0, 1], got {largest:.6g}; divide the column by 100")
+
+
+def looked_up(frame: DataFrame, keys: list[str], values: Series) -> Series:
+    """For each row the value that belongs to its keys, NaN if there is none."""
+    found = frame[keys].merge(values.rename("value").reset_index(), how="left", on=keys)["value"]
+    return found.set_axis(frame.index)

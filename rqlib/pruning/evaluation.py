@@ -1,0 +1,72 @@
+"""How accurate pruned networks are, clean and under attack, as they are and in eight bits."""
+
+from collections.abc import Mapping
+
+from pandas import DataFrame
+from torch import nn
+
+from rqlib import attacks, measures, quantization
+from rqlib.core import parametrizations, runtime
+from rqlib.measures import cost
+from rqlib.pruning import masks
+from rqlib.pruning.plans import Plan
+
+Networks = Mapping[tuple[str, float], nn.Module]
+"""(method, kept) -> network."""
+
+CALIBRATION_IMAGES = 1024
+
+
+def accuracies(network: nn.Module, plan: Plan, state: str) -> dict[str, float]:
+    """clean_accuracy and robust_accuracy (`measures.era`) on the plan's test images.
+
+    ``state`` is the name of the file, without ending, from which an interrupted attack goes on.
+    """
+    plain, (x, y) = parametrizations.bake(network), plan.images.test
+    return {
+        "clean_accuracy": measures.accuracy(plain, x, y, attack=attacks.none),
+        "robust_accuracy": _era(plain, plan, state),
+    }
+
+
+def score(networks: Networks, plan: Plan) -> DataFrame:
+    """Accuracies and sizes of networks, one row per network.
+
+    Columns: method, kept, images, model, width, pretrained_for; weights and nonzero (of convolutions and linear
+    layers); dense_bits, coded_bits, index_bits, other_bits (`measures.storage`); clean_accuracy, robust_accuracy.
+    """
+    rows = []
+    for (method, kept), network in networks.items():
+        plain = parametrizations.bake(network)
+        size = {name: int(value) for name, value in cost.storage(plain).items() if name.endswith("bits")}
+        row = {"method": method, "kept": kept, **plan.origin, "weights": cost.weight_count(plain)}
+        row |= {"nonzero": int(masks.achieved(network).nonzero.sum()), **size}
+        rows.append(row | accuracies(network, plan, f"era-{method}-{kept}"))
+    return DataFrame(rows)
+
+
+def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int = 8) -> DataFrame:
+    """What the networks that keep about a tenth lose in an INT format, without any more training.
+
+    Weights and signals are quantized (`quantization.ptq`); everything is computed in float32. One row per method, with
+    the columns method (``lwm INT_8``), kept, images, model, width, pretrained_for, clean_accuracy, robust_accuracy,
+    and by how much these changed since `score`, whose rows are ``scored``: clean_change, robust_change.
+    """
+    share, rows = min((kept for _, kept in networks), key=lambda kept: abs(kept - 0.1)), []
+    calibration = plan.images.calibration(CALIBRATION_IMAGES)
+    for method in [method for method, kept in networks if kept == share]:
+        quantized = quantization.ptq(networks[method, share], f"INT_{bits}", calibration)
+        with runtime.exact():
+            clean = measures.accuracy(quantized, *plan.images.test)
+            robust = _era(quantized, plan, f"era-{method}-{share}-int{bits}")
+        before = scored[(scored.method == method) & (scored.kept == share)].iloc[0]
+        row = {"method": f"{method} INT_{bits}", "kept": share, **plan.origin}
+        row |= {"clean_accuracy": clean, "robust_accuracy": robust}
+        row |= {"clean_change": clean - before.clean_accuracy, "robust_change": robust - before.robust_accuracy}
+        rows.append(row)
+    return DataFrame(rows)
+
+
+def _era(network: nn.Module, plan: Plan, state: str) -> float:
+    path = plan.state(f"{state}.pt")
+    return measures.era(network, *plan.images.test, ball=plan.ball, **plan.era, checkpoint=path)

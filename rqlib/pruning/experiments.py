@@ -1,0 +1,108 @@
+"""Every method at every size, networks hidden in others, and how much data and time choosing takes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from pandas import DataFrame
+from torch import nn
+
+from rqlib import models
+from rqlib.core import runtime
+from rqlib.core.vocabulary import ImageSpec
+from rqlib.measures import cost
+from rqlib.pruning import algorithms
+from rqlib.pruning.evaluation import Networks, accuracies
+from rqlib.pruning.plans import Plan
+
+SCRATCH = "scratch"
+"""The control: a narrower network with as many weights as stay, trained from the beginning."""
+
+
+def methods(dense: nn.Module, names: Sequence[str], kept: Sequence[float], plan: Plan) -> Networks:
+    """Prune a network by every method to every size, and fine-tune what is left. Errors as `run`.
+
+    ADMM moves its target about five times. LWM, which chooses without training, is fine-tuned for as many epochs more
+    as the others choose. Nothing is fine-tuned if the plan has no epochs for it.
+
+    Args:
+        names: of `METHODS`, or ``scratch``: a narrower network with as many weights as stay, trained for the epochs
+            of all phases.
+        kept: fractions of the weights that stay.
+    """
+    make = {SCRATCH: _from_scratch}
+    return {(name, share): make.get(name, _pruned)(name, dense, share, plan) for name in names for share in kept}
+
+
+def hidden(objectives: Sequence[str], plan: Plan) -> DataFrame:
+    """Train a network for each objective, and choose half of its weights for each objective, by `algorithms.hydra`.
+
+    One row per network: pretrained_for, pruned_for (``none`` for the whole network), clean_accuracy, robust_accuracy.
+    """
+    rows = []
+    for trained in objectives:
+        runtime.seed_everything(plan.seed)
+        network, folder = models.build(plan.model, plan.images.spec, width=plan.width), f"hidden-{trained}"
+        plan.phase("pretrain", folder, objective=trained).fit(network, "pretrain")
+        for chosen in ("none", *objectives):
+            found = network
+            if chosen != "none":
+                found = algorithms.hydra(network, 0.5, plan.phase("prune", f"{folder}/{chosen}", objective=chosen))
+            row = {"pretrained_for": trained, "pruned_for": chosen}
+            rows.append(row | accuracies(found, plan, f"{folder}/era-{chosen}"))
+    return DataFrame(rows)
+
+
+def ablate(
+    dense: nn.Module, kept: float, plan: Plan, *, images: Sequence[int] = (), epochs: Sequence[int] = ()
+) -> DataFrame:
+    """Choose weights by HYDRA with fewer training images, or for other numbers of epochs, without fine-tuning.
+
+    Fewer images are used for the plan's epochs; other numbers of epochs use all of the plan's images. One row per
+    network: varied (``images`` or ``epochs``), amount, clean_accuracy, robust_accuracy.
+    """
+    rows = []
+    for varied, amount in [*(("images", count) for count in images), *(("epochs", count) for count in epochs)]:
+        phase = plan.phase("prune", f"ablation-{varied}-{amount}")
+        if varied == "images":
+            phase = dataclasses.replace(phase, dataset=phase.dataset.take(train=amount))
+        else:
+            phase = dataclasses.replace(phase, recipe=dataclasses.replace(phase.recipe, epochs=amount))
+        found = algorithms.hydra(dense, kept, phase)
+        rows.append({"varied": varied, "amount": amount, **accuracies(found, plan, f"era-{varied}-{amount}")})
+    return DataFrame(rows)
+
+
+def compact(name: str, spec: ImageSpec, weights: int, *, width: float = 1.0) -> nn.Module:
+    """The widest new network of its kind, up to ``width``, with at most so many weights; ValueError if none exists."""
+
+    def weights_at(width: float) -> int:
+        try:
+            with torch.device("meta"):
+                return cost.weight_count(models.build(name, spec, width=width))
+        except ValueError:  # too narrow to be built
+            return 0
+
+    low, high = 0.0, width
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if weights_at(middle) <= weights else (low, middle)
+    return models.build(name, spec, width=low)
+
+
+def _pruned(method: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Module:
+    folder, admm = f"{method}-{kept}", method == "admm"
+    choosing = plan.phase("admm" if admm else "prune", folder)
+    finetuning = plan.phase("finetune", folder) if plan.epochs["finetune"] else None
+    options = {"every": max(1, round(plan.epochs["prune"] / 5))} if admm else {}
+    options |= {"structure": plan.structure, "equal_epochs": True}
+    return algorithms.run(method, dense, kept, choosing, finetuning, **options)
+
+
+def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Module:
+    """A narrower network with as many weights as stay, trained for the objective of fine-tuning."""
+    runtime.seed_everything(plan.seed)
+    weights = round(kept * cost.weight_count(dense))
+    network = compact(plan.model, plan.images.spec, weights, width=plan.width)
+    plan.phase(SCRATCH, f"{name}-{kept}").fit(network, SCRATCH)
+    return network

@@ -1,0 +1,105 @@
+"""What the experiments of pruning have in common: network, images, objectives, epochs, attacks, files of states."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rqlib import attacks, training
+from rqlib.core.projections import Ball
+from rqlib.core.vocabulary import Attack, did_you_mean
+from rqlib.data import ImageDataset
+from rqlib.pruning.algorithms import Phase
+from rqlib.training import objectives
+from rqlib.training.recipes import Recipe
+
+PHASES = ("prune", "finetune", "pretrain")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the experiments of this chapter train and score their networks.
+
+    Attributes:
+        images: training images, validation images that choose the best epoch, and test images that are all scored;
+            `ImageDataset.take` limits them.
+        model: name of the network that is pruned, as `models.build` takes it. Networks that are trained from scratch
+            are of this kind.
+        ball: the images of an attack stay in it, in training and in scoring.
+        objectives: names of what ``prune`` (choosing the weights) and ``finetune`` (training the rest) minimize.
+        epochs: lengths of the phases ``prune``, ``finetune`` and ``pretrain``.
+        attack_steps: steps of PGD in training and on the validation images, each ``2.5 epsilon / steps`` long.
+        era: ``steps`` and ``restarts`` of the PGD that scores, for `measures.era`.
+        width: multiplier of the network's channel counts.
+        pretrained_for: the objective that the network was trained for, if it is known.
+        structure: what is removed: weights, columns, filters or 2:4.
+        seed: for the order of images, augmentation and the weights of new networks.
+        folder: where states are kept, from which an interrupted experiment goes on; None keeps nothing.
+
+    Raises:
+        ValueError: unknown objective; not exactly these phases.
+    """
+
+    images: ImageDataset
+    model: str
+    ball: Ball
+    objectives: Mapping[str, str]
+    epochs: Mapping[str, int]
+    attack_steps: int = 10
+    era: Mapping[str, int] = field(default_factory=lambda: {"steps": 50, "restarts": 10})
+    width: float = 1.0
+    pretrained_for: str | None = None
+    structure: str = "weights"
+    seed: int = 0
+    folder: str | Path | None = None
+
+    def __post_init__(self):
+        for name, expected in (("objectives", PHASES[:2]), ("epochs", PHASES)):
+            found = getattr(self, name)
+            if found.keys() != set(expected):
+                raise ValueError(f"expected {name} of {' and '.join(expected)}, got {', '.join(found) or 'none'}")
+        for goal in self.objectives.values():
+            if goal not in objectives.OBJECTIVES:
+                raise ValueError(did_you_mean("objective", goal, objectives.OBJECTIVES))
+
+    @property
+    def origin(self) -> dict:
+        """Columns that say where a row comes from: images, model, width, pretrained_for."""
+        columns = {"model": self.model, "width": self.width, "pretrained_for": self.pretrained_for}
+        return {"images": self.images.title, **columns}
+
+    def phase(self, kind: str, folder: str, *, objective: str | None = None) -> Phase:
+        """One phase of training. Its best epoch is the most accurate, under attack if the objective has an attack.
+
+        Args:
+            kind: as for `recipe`.
+            folder: below the plan's folder; two trainings with equal recipes and networks need different ones.
+            objective: its name; by default that of ``prune`` or ``finetune`` of the plan.
+        """
+        goal = objective or self.objectives["prune" if kind in ("prune", "admm") else "finetune"]
+        return Phase(
+            self.images,
+            training.objective(goal, attack=self._pgd(best=False)),
+            self.recipe(kind),
+            attack=self._pgd(active_set=True) if goal in objectives.ROBUST else None,
+            seed=self.seed,
+            folder=self.state(folder),
+        )
+
+    def recipe(self, kind: str) -> Recipe:
+        """SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, for at least one epoch.
+
+        The learning rate is 0.1 for scores (``prune``) and for new networks (``pretrain``, ``scratch``), and 0.01 for
+        weights that are trained already (``finetune``, and ``admm``, which is ADMM's way of pruning). Training from
+        ``scratch`` takes the epochs of all phases together.
+        """
+        lengths = {**self.epochs, "admm": self.epochs["prune"], "scratch": sum(self.epochs.values())}
+        base = training.recipe("finetune" if kind in ("finetune", "admm") else "hydra")
+        return dataclasses.replace(base, epochs=max(lengths[kind], 1))
+
+    def state(self, name: str) -> Path | None:
+        """Path of a file or folder of states below the plan's folder; None if nothing is kept."""
+        return None if self.folder is None else Path(self.folder) / name
+
+    def _pgd(self, **options) -> Attack:
+        return attacks.named("pgd", ball=self.ball, **attacks.pace(self.ball, self.attack_steps), **options)

@@ -1,0 +1,76 @@
+"""What pruning saves: bytes of the file, and operations and time if whole channels are removed."""
+
+from pathlib import Path
+
+from pandas import DataFrame
+from torch import nn
+
+from rqlib import attacks, data, measures
+from rqlib.core import parametrizations, runtime
+from rqlib.measures import cost
+from rqlib.pruning import algorithms, channels, packed
+from rqlib.pruning.evaluation import Networks
+from rqlib.pruning.experiments import SCRATCH
+from rqlib.pruning.plans import Plan
+
+_COMPARED, _TIMED = 100, 64  # images
+
+
+def on_disk(networks: Networks, plan: Plan, folder: str | Path) -> DataFrame:
+    """Write each pruned network as ``METHOD-KEPT.rqz`` in a folder, and compare its size with what it should be.
+
+    Networks that were trained from ``scratch`` are left out: they have no zeros.
+
+    Returns:
+        One row per file: method, kept, dense_bytes (all weights as float32), expected_bytes (nonzero weights, the
+        entropy of where they are, and everything else), file_bytes, ratio_with_index (dense / (nonzero + where)).
+
+    Raises:
+        AssertionError: the network that is loaded from a file has other logits.
+    """
+    rows, (x, y) = [], plan.images.test.take(_COMPARED)
+    for (method, kept), network in networks.items():
+        if method == SCRATCH:
+            continue
+        plain, path = parametrizations.bake(network), Path(folder) / f"{method}-{kept}.rqz"
+        packed.save(path, plain, plan.model, plan.images.spec, width=plan.width, parameters={"seed": plan.seed})
+        loaded, _ = packed.load(path)
+        same = measures.logits(loaded, x, y).equal(measures.logits(plain, x, y))
+        assert same, f"{path}: the network that is loaded from it has other logits"
+        size = cost.storage(plain)
+        row = {
+            "method": method,
+            "kept": kept,
+            "dense_bytes": size["dense_bits"] // 8,
+            "expected_bytes": sum(size[part] for part in ("coded_bits", "index_bits", "other_bits")) // 8,
+            "file_bytes": path.stat().st_size,
+            "ratio_with_index": size["ratio_with_index"],
+        }
+        rows.append(row)
+    return DataFrame(rows)
+
+
+def filters(dense: nn.Module, plan: Plan) -> tuple[DataFrame, float]:
+    """Set half of the channels to 0 by magnitude, fine-tune the rest, then really remove those channels.
+
+    Returns:
+        One row per network (``dense``, ``half zeroed``, ``half removed``): params, nonzero, macs, bits
+        (`measures.profile`), milliseconds for 64 images, clean_accuracy; and the largest difference between the
+        logits of the last two.
+    """
+    choosing, finetuning = (plan.phase(kind, "filters") for kind in ("prune", "finetune"))
+    zeroed = parametrizations.bake(algorithms.run("lwm", dense, 0.5, choosing, finetuning, structure="filters"))
+    removed = channels.remove(zeroed, choosing.image)
+    table = {"dense": dense, "half zeroed": zeroed, "half removed": removed}
+    x, y = plan.images.test
+    timed = runtime.active().place(data.to_pixels(x[:_TIMED]))
+    rows = {
+        title: {
+            **cost.totals(cost.profile(network, plan.images.spec)),
+            "milliseconds": 1000 * cost.latency(network, timed),
+            "clean_accuracy": measures.accuracy(network, x, y, attack=attacks.none),
+        }
+        for title, network in table.items()
+    }
+    before, after = (measures.logits(network, x[:_TIMED], y[:_TIMED]) for network in (zeroed, removed))
+    return DataFrame(rows).T, (before - after).abs().max().item()

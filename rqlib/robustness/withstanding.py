@@ -1,0 +1,92 @@
+"""Which images withstand a battery of attacks: the share that withstands all of them is what may be claimed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import scipy.stats
+import torch
+from pandas import DataFrame
+from torch import Tensor, nn
+
+from rqlib import attacks
+from rqlib.core.projections import Ball
+from rqlib.core.vocabulary import Attack
+from rqlib.measures import evaluate
+
+ALL = "all of these"
+
+
+@dataclass(frozen=True)
+class Withstood:
+    """The result of `battery`.
+
+    Attributes:
+        right: attack -> whether each image is classified as labeled under it, bool (N,). The first is ``none``, no
+            attack; the last, ``all of these``, tells which images withstand every attack.
+    """
+
+    right: dict[str, Tensor]
+
+    @property
+    def table(self) -> DataFrame:
+        """One row per attack: attack, and the columns of `score`."""
+        before = self.right["none"]
+        return DataFrame([{"attack": name, **score(right, before)} for name, right in self.right.items()])
+
+    def first_fooled(self, attack: str) -> int:
+        """Index of the first image that is right without an attack and wrong under this one; 0 if there is none."""
+        fooled = self.right["none"] & ~self.right[attack]
+        return fooled.int().argmax().item()
+
+
+def battery(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    ball: Ball,
+    steps: int = 50,
+    restarts: int = 10,
+    keep: Callable[[str], Path] | None = None,
+) -> Withstood:
+    """Attack a network in several ways, from none at all to a long PGD with restarts and two losses.
+
+    Args:
+        images, labels: uint8 (N, C, H, W), int64 (N,).
+        steps, restarts: of the long PGD.
+        keep: file name -> path of a file in which the result of an attack is kept after every batch; an interrupted
+            battery goes on from these files (``run.unfinished``). By default nothing is kept.
+    """
+    right = {}
+    for name, attack in attackers(ball, steps, restarts).items():
+        checkpoint = None if keep is None else keep(f"{name}.pt")
+        right[name] = evaluate.correct(model, images, labels, attack=attack, checkpoint=checkpoint)
+    return Withstood(right | {ALL: torch.stack([*right.values()]).all(0)})
+
+
+def attackers(ball: Ball, steps: int, restarts: int) -> dict[str, Attack]:
+    """Name -> attack of the battery.
+
+    The long PGD climbs the cross-entropy, and then, because this loss saturates, the margin between the classes.
+    """
+    long = {"ball": ball, "active_set": True, "restarts": restarts, **attacks.pace(ball, steps)}
+    return {
+        "none": attacks.none,
+        "FGSM": attacks.named("fgsm", ball=ball),
+        "PGD-10": attacks.named("pgd", ball=ball, active_set=True, **attacks.pace(ball, 10)),
+        f"PGD-{steps}x{restarts}": attacks.named("pgd", **long),
+        f"PGD-{steps}x{restarts}, margin": attacks.named("pgd", loss="margin", **long),
+    }
+
+
+def score(right: Tensor, before: Tensor) -> dict[str, float]:
+    """accuracy, the ends low and high of its 95% interval over images (Wilson), and success_rate.
+
+    ``right`` and ``before`` (bool (N,)) tell which images are right under the attack and without it. The success rate
+    is the share of fooled images among those that were right before.
+    """
+    hits, count = int(right.sum()), len(right)
+    low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+    fooled = (before & ~right).sum().item() / max(int(before.sum()), 1)
+    return {"accuracy": hits / count, "low": low, "high": high, "success_rate": fooled}

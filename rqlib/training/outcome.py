@@ -1,0 +1,41 @@
+"""What came of a training: the row that a run records of it, and the score on test images."""
+
+from pandas import DataFrame
+from torch import Tensor, nn
+
+from rqlib.data import Split
+from rqlib.measures import evaluate
+from rqlib.training.loop import ROBUST_ACCURACY
+
+
+def summary(history: DataFrame) -> dict:
+    """One row about a training: its best epoch, and how long it took.
+
+    Args:
+        history: from `training.fit`.
+
+    Returns:
+        validation_accuracy and best_epoch (the highest accuracy, under attack if the history has that column),
+        epochs_run, train_seconds, images_per_second (median over the epochs), and for a robust training
+        validation_robust_accuracy and overfitting (at the end).
+    """
+    is_robust = ROBUST_ACCURACY in history
+    best = history.loc[history[ROBUST_ACCURACY if is_robust else "validation_accuracy"].idxmax()]
+    row = {
+        "validation_accuracy": best.validation_accuracy,
+        "best_epoch": int(best.epoch),
+        "epochs_run": len(history),
+        "train_seconds": history.seconds.sum(),
+        "images_per_second": history.images_per_second.median(),
+    }
+    if is_robust:
+        row |= {ROBUST_ACCURACY: best[ROBUST_ACCURACY], "overfitting": history.overfitting.iloc[-1]}
+    return row
+
+
+def score(model: nn.Module, split: Split) -> tuple[float, Tensor]:
+    """Accuracy on a split, and counts int (K, K) of its images: the row is the label, the column the prediction."""
+    logits, labels = evaluate.logits(model, *split), split.labels.cpu()
+    predictions = logits.argmax(1)
+    accuracy = (predictions == labels).float().mean().item()
+    return accuracy, evaluate.confusion(predictions, labels, logits.shape[1])

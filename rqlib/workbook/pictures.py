@@ -1,0 +1,59 @@
+"""The pictures of the README: one figure of each notebook's latest finished run, and one of a reference table.
+
+python -m rqlib.workbook.pictures      writes outputs/reference/figures/*.svg
+
+A notebook's picture is the figure of its cell that is tagged ``picture``. Needs kaleido and a Chromium.
+"""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pandas
+import plotly.graph_objects as go
+from plotly import io as plotly_io
+
+from rqlib.core import files
+from rqlib.quantization import figures
+from rqlib.workbook import results
+from rqlib.workbook.report import FIGURE
+
+TAG = "picture"
+REFERENCE = Path("outputs/reference")
+
+
+def of_notebook(path: str | Path) -> go.Figure:
+    """The figure of an executed notebook's cell that is tagged ``picture``.
+
+    Raises:
+        ValueError: there is not exactly one such figure.
+    """
+    cells = [cell for cell in nbformat.read(path, 4).cells if TAG in cell.metadata.get("tags", [])]
+    outputs = [output.data for cell in cells for output in cell.outputs if FIGURE in output.get("data", {})]
+    if len(outputs) != 1:
+        raise ValueError(f"{path}: expected one figure in a cell tagged {TAG!r}, got {len(outputs)}")
+    return plotly_io.from_json(json.dumps(outputs[0][FIGURE]), skip_invalid=True)
+
+
+def of_table(path: str | Path, model: str) -> go.Figure:
+    """Accuracy against size in every format, of one network of the reference table ``quantize.csv``."""
+    rows = pandas.read_csv(path)
+    rows = rows[rows.model == model].reset_index(drop=True)
+    return figures.frontier(rows, title=f"{model} on {rows.images[0]}: accuracy against size")
+
+
+def main() -> None:
+    """The command line."""
+    folder = files.project_root() / REFERENCE
+    (folder / "figures").mkdir(exist_ok=True)
+    made = {"quantize": of_table(folder / "quantize.csv", "ResNet_18")}
+    for notebook in sorted((files.project_root() / "notebooks").glob("*.ipynb")):
+        made[notebook.stem] = of_notebook(results.find(notebook.stem) / "notebook.ipynb")
+    for name, figure in made.items():
+        with files.atomic(folder / "figures" / f"{name}.svg") as part:
+            figure.write_image(part, format="svg")
+        print(folder / "figures" / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Every notebook runs in the graph of the Snakefile; killed and run again it leaves the same results."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas
+import pytest
+import yaml
+
+from benchmarks import same_results
+from rqlib import workbook
+from tests.notebooks.conftest import snakemake
+from tests.notebooks.small import ROOT, SMALL, command, copied, environment, prepare
+
+NBVAL = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "--nbval-lax", "-x"]
+RUNS = {  # notebook -> its run in the graph that is killed and compared
+    "01_train": "01_train/tiny-ResNet_18-0.25",
+    "02_quantize": "02_quantize/tiny-SmallCNN-1.0-tensor",
+    "03_fit": "03_fit/tiny-js_macs",
+    "04_generator": "04_generator/tiny-SmallCNN-1.0-1",
+    "05_robust": "05_robust/tiny-SmallCNN-1.0-Linf",
+    "06_prune": "06_prune/tiny-SmallCNN-1.0-natural",
+}
+STATES = {  # notebook -> a file that it keeps while it computes
+    "01_train": "training.pt",
+    "02_quantize": "s*.pt",
+    "03_fit": "rows.pt",
+    "04_generator": "fit.pt",
+    "05_robust": "[!r.]*.pt",
+    "06_prune": "[!r.]*.pt",
+}
+
+
+def test_the_tables_of_the_graph(graph):
+    outputs, formats = graph / "outputs", SMALL["02_quantize"]["formats"]
+    trained, quantized = (workbook.collect(notebook, outputs) for notebook in ("01_train", "02_quantize"))
+    runs = trained[["model", "width", "epochs_run"]].to_numpy().tolist()
+    assert sorted(runs) == [["ResNet_18", 0.25, 2], ["SmallCNN", 1.0, 2]]
+    assert trained.test_accuracy.between(0.05, 1).all()
+    assert sorted(quantized.model.unique()) == ["ResNet_18", "SmallCNN"]
+    assert len(quantized) == 2 * len(formats)
+    assert quantized[["accuracy", "js_macs", "relative_error_macs"]].notna().all().all()
+    assert workbook.collect("03_fit", outputs).held_out_r2.le(1).all()
+    generated = workbook.collect("04_generator", outputs)
+    assert generated.model.unique().tolist() == ["SmallCNN"]
+    assert generated.format.tolist()[1:] == SMALL["04_generator"]["formats"]
+    assert generated.pseudo_accuracy_loss_boundary[1:].le(1).all()
+    attacked = workbook.collect("05_robust", outputs).set_index("attack").accuracy
+    assert attacked["PGD-3x2"] <= attacked["none"]
+    assert attacked["all of these"] <= attacked.drop("all of these").min()
+    transfer = pandas.read_parquet(outputs / "05_robust/tiny-SmallCNN-1.0-Linf/transfer.parquet")
+    assert transfer.shape == (2, 2), "the other network of the preset attacks this one"
+    pruned = workbook.collect("06_prune", outputs)
+    assert pruned.model.unique().tolist() == ["SmallCNN"]
+    assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
+
+
+def test_what_a_run_of_the_graph_leaves(graph):
+    folder = graph / "outputs/01_train/tiny-SmallCNN-1.0"
+    made = {path.name for path in folder.iterdir()}
+    assert {"params.yaml", "run.json", "rows.parquet", "history.parquet", "checkpoint.pt"} <= made
+    assert {"last.pt", "notebook.ipynb", "report.html"} <= made
+    assert "unfinished" not in made
+    assert pandas.read_parquet(folder / "history.parquet").loss.notna().all()
+
+
+def test_the_graph_runs_once_and_then_nothing(graph):
+    again = command(snakemake(graph), outputs=graph / "outputs")
+    assert "Nothing to be done" in again.stderr, again.stderr[-2000:]
+
+
+def test_a_fit_waits_for_the_runs_whose_rows_it_reads(tmp_path):
+    plan = [Path(sys.executable).with_name("snakemake"), "-n", "--nolock", "--config", "preset=digits"]
+    said = command(plan, outputs=tmp_path / "outputs").stdout
+    inputs = [line for line in said.splitlines() if line.startswith("    input: notebooks/03_fit.ipynb")]
+    assert [set(re.findall(r"outputs/(\w+)/", line)) for line in inputs] == [{"02_quantize"}, {"04_generator"}]
+
+
+@pytest.mark.parametrize("notebook", STATES)
+def test_killed_and_run_again(graph, notebook, tmp_path):
+    """`kill -9` amid a run, then nbval: all cells pass, and the results are those of the run in the graph."""
+    outputs = copied(graph / "outputs", tmp_path / "outputs")
+    folder = outputs / RUNS[notebook]
+    values = (folder / "params.yaml").read_text().replace(str(graph), str(tmp_path))
+    shutil.rmtree(folder)
+    prepared = prepare(notebook, tmp_path / f"{notebook}.ipynb", yaml.safe_load(values))
+    line = [*NBVAL, "--rootdir", str(tmp_path), str(prepared)]
+    kill_amid(line, outputs, folder / "unfinished", state=STATES[notebook])
+    assert not (folder / "rows.parquet").exists()
+    again = command(line, outputs=outputs)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
+    found = same_results.differences(graph / "outputs", outputs)
+    others = (f"{RUNS[notebook]}/.", f"{RUNS[notebook]}/left_out.parquet: column checkpoint")  # half a file; a path
+    assert not [fault for fault in found if RUNS[notebook] in fault and not any(other in fault for other in others)]
+
+
+def kill_amid(line: list[str], outputs: Path, unfinished: Path, *, state: str) -> None:
+    """Start a run, and kill it, kernel first, as soon as a file of this pattern is kept to go on from."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(line, env=environment(outputs), cwd=ROOT, **quiet)
+    deadline = time.monotonic() + 300
+    while not any(unfinished.rglob(state)):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (kernel,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for victim in (int(kernel), process.pid):
+        os.kill(victim, signal.SIGKILL)
+    process.wait()
+
+
+def test_nbval_compares(tmp_path):
+    """A cell that is tagged as ours are, and prints something else than is stored, fails."""
+    tags = {"tags": ["nbval-check-output", "keep_output"]}
+    for stored, code in (("summary\n", 0), ("another summary\n", 1)):
+        outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
+        cell = nbformat.v4.new_code_cell("print('summary')", metadata=tags, outputs=outputs, execution_count=1)
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+        nbformat.write(notebook, tmp_path / "compared.ipynb")
+        done = command([*NBVAL, "--rootdir", tmp_path, tmp_path / "compared.ipynb"], outputs=tmp_path)
+        assert done.returncode == code, done.stdout

@@ -1,0 +1,19 @@
+"""Which formats of a sweep are worth having, on a sweep made up by hand."""
+
+import pytest
+
+from rqlib import quantization
+from rqlib.quantization import choosing
+from tests import quantized_networks
+
+
+def test_undominated_by_hand():
+    best = choosing.undominated(quantized_networks.made_up_sweep())
+    assert list(best.format) == ["INT_2", "POT_4", "FLOAT_6_E4", "FLOAT_8_E4"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(0.005, "none"), (0.015, "FLOAT_8_E4"), (0.25, "FLOAT_6_E4"), (0.9, "INT_2")]
+)
+def test_the_smallest_format_within_a_loss(loss, expected):
+    assert quantization.smallest(quantized_networks.made_up_sweep(), loss=loss) == expected
