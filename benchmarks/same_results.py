@@ -27,7 +27,8 @@ def differences(before: Path, after: Path) -> list[str]:
 
 
 def _is_compared(path: Path) -> bool:
-    return path.suffix in (".parquet", ".pt") and "unfinished" not in path.parts
+    whole = not path.name.startswith(".")  # `kill -9` leaves half a file beside the old one
+    return whole and path.suffix in (".parquet", ".pt") and "unfinished" not in path.parts
 
 
 def _tables(one: Path, other: Path, before: Path, after: Path) -> list[str]:

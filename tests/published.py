@@ -1,15 +1,13 @@
 """The published tables of nine networks on CIFAR-10, if this checkout has them, and tables that are made up."""
 
 import functools
-import os
-from pathlib import Path
 
 import pytest
 from pandas import DataFrame
 
 from rqlib import prediction
+from tests.shared import SHARED
 
-SHARED = Path(os.environ.get("RQLIB_SHARED") or Path(__file__).parents[2] / "shared") / "data"
 QUANTIZED, ROBUST = SHARED / "published_ptq_cifar10.csv", SHARED / "published_robust_cifar10.csv"
 needed = pytest.mark.skipif(not (QUANTIZED.is_file() and ROBUST.is_file()), reason=f"no published tables in {SHARED}")
 

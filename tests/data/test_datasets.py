@@ -1,7 +1,6 @@
 """Named sets, splits and batches; the files of each source are tested in its own file."""
 
 import dataclasses
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -13,15 +12,7 @@ from hypothesis import strategies as st
 
 from rqlib.core import runtime
 from rqlib.data import datasets, imagefolder
-
-SHARED = Path(os.environ.get("RQLIB_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-
-
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {SHARED} (name its folder in RQLIB_SHARED)")
-    return path
+from tests.shared import shared
 
 
 @pytest.fixture(scope="module")
