@@ -41,8 +41,8 @@ def folder_of(*parts):
 
 def runs(notebook):
     """Folder of a run -> the parameters that set it apart, for every run of a notebook in this preset."""
-    named = combinations(WORKFLOW.get(notebook, []))
-    return {f"{OUTPUTS}/{notebook}/{folder_of(PRESET, *values.values())}": values for values in named}
+    found = combinations(WORKFLOW.get(notebook, []))
+    return {f"{OUTPUTS}/{notebook}/{folder_of(PRESET, *values.values())}": values for values in found}
 
 
 def after(notebook, earlier):

@@ -68,8 +68,8 @@ def pgd(
         loss: ``ce``, ``margin`` or ``dlr`` (`losses`).
         best: return the strongest iterate of each image instead of the last: a misclassified one before others,
             then the one with the largest loss.
-        active_set: an image leaves the batch as soon as it is misclassified. Not for randomized networks: one
-            lucky draw would end the attack on an image.
+        active_set: an image leaves the batch as soon as it is misclassified. Not for randomized networks, where one
+            random misclassification would count as success and end the attack on that image.
         report_exact: the geometry of the first defense report: ``ball`` (L-infinity) and ``step_size`` are
             meant in the normalized input, the start is N(0, epsilon), and everything is clamped to [-2, 2]
             there, which is not exactly [0, 1] in pixels. The last iterate is returned.

@@ -139,7 +139,7 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     )  # fmt: skip
     for (one, attack), some in frame.groupby(["generator", "attack"], sort=False):
         place = {"row": generators.index(one) + 1, "col": attacks.index(attack) + 1}
-        figure.add_traces(_against(some, named=place == {"row": 1, "col": 1}), place["row"], place["col"])
+        figure.add_traces(_against(some, showlegend=place == {"row": 1, "col": 1}), place["row"], place["col"])
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title="on generated images", row=len(generators))
     figure.update_yaxes(title="on test images", col=1)
@@ -148,13 +148,13 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     return figure.update_layout(title=title, margin={"t": 100, "b": 110}, legend=legend, **size)
 
 
-def _against(some: DataFrame, *, named: bool) -> list[go.Scatter]:
+def _against(some: DataFrame, *, showlegend: bool) -> list[go.Scatter]:
     """The line y = x and the dots of every network; only one panel names them in the legend."""
     line = go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=_LINE, hoverinfo="skip", showlegend=False)
     dots = [
         go.Scatter(
             x=own.pseudo, y=own.test, mode="markers", name=str(model), text=own.format, legendgroup=str(model),
-            showlegend=named, marker={"color": plots.color(str(model), MODELS), "size": 6, "opacity": 0.75},
+            showlegend=showlegend, marker={"color": plots.color(str(model), MODELS), "size": 6, "opacity": 0.75},
             hovertemplate="%{text}<br>generated %{x:.2f}, real %{y:.2f}<extra></extra>",
         )
         for model, own in some.groupby("model", sort=False)

@@ -37,9 +37,9 @@ class Training:
         self.generator, self.rows = runtime.active().place(generator), []
         networks = {"start": generator, "teacher": teacher}
         prints = {name: fingerprint(network.state_dict()) for name, network in networks.items()}
-        self.kept = Resumable(checkpoint, settings | {"first_lr": lr} | prints, kind="training")
+        self.resumable = Resumable(checkpoint, settings | {"first_lr": lr} | prints, kind="training")
         self.optimizer = torch.optim.Adam(generator.parameters(), lr, betas=(0.5, 0.999))
-        if state := self.kept.load(generator.embedding.device):
+        if state := self.resumable.load(generator.embedding.device):
             self.generator.load_state_dict(state["generator"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.rows = state["rows"]
@@ -60,7 +60,7 @@ class Training:
             FloatingPointError: the loss in the row is not finite; then nothing is added or written.
         """
         if not torch.tensor(row.get("loss", 0.0)).isfinite():
-            path = self.kept.path
+            path = self.resumable.path
             kept = f"{path} holds the state after {len(self.rows)}" if path else "none was kept"
             raise FloatingPointError(
                 f"loss {row['loss']} in epoch or round {len(self.rows) + 1} of the generator: {kept}. Lower the "
@@ -68,7 +68,7 @@ class Training:
             )
         self.rows.append(row)
         state = {"generator": self.generator.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.kept.save(**state, rows=self.rows)
+        self.resumable.save(**state, rows=self.rows)
 
 
 @contextlib.contextmanager

@@ -36,12 +36,12 @@ class Residual(nn.Module):
 
 def network(spec: ImageSpec, **parts: nn.Module) -> nn.Sequential:
     """A network: the normalization, then the named parts in order, with initialized weights."""
-    model = named(normalize=Normalize(spec), **parts)
+    model = sequence(normalize=Normalize(spec), **parts)
     initialize(model)
     return model
 
 
-def named(**parts: nn.Module) -> nn.Sequential:
+def sequence(**parts: nn.Module) -> nn.Sequential:
     """A `Sequential` whose layers have names."""
     sequence = nn.Sequential()
     for name, part in parts.items():
@@ -98,7 +98,7 @@ def convolution(
         parts["norm"] = nn.BatchNorm2d(outputs)
     if activation:
         parts["activation"] = activation()
-    return named(**parts)
+    return sequence(**parts)
 
 
 def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
@@ -120,12 +120,12 @@ def classifier(sizes: list[int], *, dropout: float = 0.0) -> nn.Sequential:
         if index < len(sizes) - 1:
             parts[f"relu{index}"] = nn.ReLU()
             parts[f"dropout{index}"] = nn.Dropout(dropout)
-    return named(**parts)
+    return sequence(**parts)
 
 
 def pooled_classifier(channels: int, spec: ImageSpec) -> nn.Sequential:
     """Mean over the image, then one linear layer."""
-    return named(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, spec.num_classes))
+    return sequence(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, spec.num_classes))
 
 
 def flat_features(features: nn.Module, spec: ImageSpec) -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from rqlib.core import runtime, torchvision_guard, vocabulary
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import alexnet, inception, mobilenet, resnet, small, vgg, wide_resnet
-from rqlib.models.blocks import Normalize, named
+from rqlib.models.blocks import Normalize, sequence
 from rqlib.models.weights import load_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -88,7 +88,7 @@ def _foreign(name: str, spec: ImageSpec, width: float, options: dict) -> nn.Modu
     network = make(function, num_classes=spec.num_classes, **options)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
-    model = named(normalize=Normalize(spec), network=network)
+    model = sequence(normalize=Normalize(spec), network=network)
     _check_logits(name, model, spec)
     return model
 

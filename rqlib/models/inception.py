@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rqlib.core.vocabulary import ImageSpec
-from rqlib.models.blocks import convolution, named, network, scaled
+from rqlib.models.blocks import convolution, network, scaled, sequence
 
 # name: (1x1, 3x3 reduced, 3x3, 5x5 reduced, 5x5, after the pool)
 MODULES = {
@@ -48,5 +48,5 @@ def inception_bn(spec: ImageSpec, width: float = 1.0) -> nn.Sequential:
             parts[f"pool{name[0]}"] = nn.MaxPool2d(3, stride=2, padding=1)
         module = Inception(channels, *(scaled(branch, width) for branch in branches))
         parts[f"inception{name}"], channels = module, module.outputs
-    head = named(pool=nn.AdaptiveAvgPool2d(1), conv=nn.Conv2d(channels, spec.num_classes, 1), flatten=nn.Flatten())
+    head = sequence(pool=nn.AdaptiveAvgPool2d(1), conv=nn.Conv2d(channels, spec.num_classes, 1), flatten=nn.Flatten())
     return network(spec, **parts, classifier=head)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from rqlib.core.vocabulary import ImageSpec
-from rqlib.models.blocks import named, network, pointwise, pooled_classifier, scaled
+from rqlib.models.blocks import network, pointwise, pooled_classifier, scaled, sequence
 
 
 class PreActivation(nn.Module):
@@ -16,7 +16,7 @@ class PreActivation(nn.Module):
         super().__init__()
         self.same = stride == 1 and inputs == outputs
         self.activate = _activate(inputs)
-        self.body = named(
+        self.body = sequence(
             conv1=nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
             activate=_activate(outputs),
             dropout=nn.Dropout(dropout),
@@ -44,4 +44,4 @@ def wide_resnet(spec: ImageSpec, width: float = 1.0, *, depth: int, factor: int,
 
 
 def _activate(channels: int) -> nn.Sequential:
-    return named(norm=nn.BatchNorm2d(channels), relu=nn.ReLU())
+    return sequence(norm=nn.BatchNorm2d(channels), relu=nn.ReLU())

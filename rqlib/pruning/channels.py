@@ -1,7 +1,8 @@
 """Which channels of a network must stay or go together, found from its graph, and how they are removed from it.
 
-Every channel of every signal has a number. Channels that an addition, a BatchNorm or a depthwise convolution ties
-together have the same number. A layer writes the numbers of its outputs and reads the numbers of its inputs.
+Each channel of a signal gets a number. Channels that must stay or go together, because an addition, a BatchNorm or a
+depthwise convolution ties them, share one number. A layer writes the numbers of its outputs and reads those of its
+inputs.
 """
 
 import copy

@@ -127,15 +127,15 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
 def achieved(model: nn.Module) -> pandas.DataFrame:
     """How much of a network stays: one row per convolution or linear layer.
 
-    Columns: layer, weights, kept (by its mask), nonzero, fraction (kept / weights).
+    Columns: layer, weights, stay (how many its mask keeps), nonzero, kept (the fraction stay / weights).
     """
     masks, rows = {name: step.mask for name, step in steps_of(model, Masked).items()}, []
     for name, layer in layers.weighted_layers(model):
         mask = masks.get(f"{name}.weight", torch.ones((), dtype=torch.bool))
         count, nonzero = int(mask.expand_as(layer.weight).sum()), int(layer.weight.count_nonzero())
         rows.append((name, layer.weight.numel(), count, nonzero))
-    frame = pandas.DataFrame(rows, columns=["layer", "weights", "kept", "nonzero"])
-    return frame.assign(fraction=frame.kept / frame.weights)
+    frame = pandas.DataFrame(rows, columns=["layer", "weights", "stay", "nonzero"])
+    return frame.assign(kept=frame.stay / frame.weights)
 
 
 def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: str = "layer") -> pandas.DataFrame:
@@ -145,14 +145,14 @@ def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: s
     of other structures the number is not checked. A warning names the layers that are left without any weight.
     """
     found = achieved(model)
-    assert (found.nonzero <= found.kept).all(), f"weights outside the masks are not 0:\n{found}"
+    assert (found.nonzero <= found.stay).all(), f"weights outside the masks are not 0:\n{found}"
     if scope == "global":
         total = projections.kept_count(kept, int(found.weights.sum()))
-        assert found.kept.sum() == total, f"expected {total:,} weights overall, got\n{found}"
+        assert found.stay.sum() == total, f"expected {total:,} weights overall, got\n{found}"
     elif structure == "weights":
         wanted = found.weights.map(partial(projections.kept_count, kept))
-        assert (found.kept == wanted).all(), f"expected round({kept} N) weights in every layer, got\n{found}"
-    _say_empty(kept, found[found.kept == 0].layer.tolist())
+        assert (found.stay == wanted).all(), f"expected round({kept} N) weights in every layer, got\n{found}"
+    _say_empty(kept, found[found.stay == 0].layer.tolist())
     return found
 
 

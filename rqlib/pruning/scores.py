@@ -44,7 +44,7 @@ def scaled_scores(basis: Tensor, fan_in: int) -> nn.Parameter:
 
 
 def settled(scored: nn.Module, like: nn.Module) -> nn.Module:
-    """A copy of a network with scores, in which the present masks are fixed (`Masked`); trainable as ``like`` is."""
+    """A copy of a network with scores, whose present masks are fixed; trainable as ``like`` is."""
     chosen = {name: step.mask() for name, step in steps_of(scored, Scored).items()}
     return apply_masks(with_state(like, scored), chosen)
 

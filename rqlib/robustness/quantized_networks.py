@@ -111,8 +111,8 @@ def study(
         **{f"attack {name}": str(in_words(attack)) for name, attack in attacks.items()},
         "options": [granularity, ranges, bias],
     }
-    kept = Resumable(checkpoint, identity, kind="study")
-    rows = kept.load().get("rows", {})
+    state = Resumable(checkpoint, identity, kind="study")
+    rows = state.load().get("rows", {})
     wanted = [FLOAT, *(parse(one).name for one in formats)]
     with runtime.exact():
         in_format = _quantizer(model, calibration_images, ranges=ranges, granularity=granularity, bias=bias)
@@ -122,7 +122,7 @@ def study(
                 rows[name] = rows[twin] | {"format": name}
             else:
                 rows[name] = {"format": name} | _scores(in_format(name), sets, attacks, batch_size)
-            kept.save(rows=rows)
+            state.save(rows=rows)
     return DataFrame([rows[name] for name in wanted])
 
 

@@ -62,7 +62,8 @@ def fit(
 
     Raises:
         FloatingPointError: the loss is no longer finite; the message says epoch, batch and last good state.
-        ValueError: the checkpoint belongs to another training; unknown ``keep``.
+        ValueError: the checkpoint belongs to another training, as its recipe, seed, start weights or number of images
+            tell (objective and attack are not compared); unknown ``keep``.
     """
     if keep not in ("best", "last"):
         raise ValueError(f"expected keep = 'best' or 'last', got {keep!r}")
@@ -97,7 +98,7 @@ class _Training:
         self.model, self.recipe, self.seed = model, recipe, seed
         start = fingerprint(model.state_dict())
         identity = {"recipe": dataclasses.asdict(recipe), "seed": seed, "images": images, "start": start}
-        self.kept = Resumable(checkpoint, identity, kind="training")
+        self.resumable = Resumable(checkpoint, identity, kind="training")
         self.optimizer = recipe.optimizer(model)
         self.average = None
         if recipe.ema_decay is not None:
@@ -105,7 +106,7 @@ class _Training:
             self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.history: list[dict] = []
         self.best: dict[str, Tensor] = {}
-        if state := self.kept.load(next(model.parameters()).device):
+        if state := self.resumable.load(next(model.parameters()).device):
             self._take_up(state)
 
     @property
@@ -132,7 +133,7 @@ class _Training:
 
     def save(self) -> None:
         """Write the whole state to the checkpoint."""
-        self.kept.save(
+        self.resumable.save(
             last=self.model.state_dict(),
             best=self.best,
             optimizer=self.optimizer.state_dict(),
@@ -187,7 +188,7 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
             if training.average is not None:
                 training.average.update_parameters(model)
             if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
-                _check_finite(losses, epoch, training.kept.path)
+                _check_finite(losses, epoch, training.resumable.path)
     return torch.stack(losses).mean().item()
 
 

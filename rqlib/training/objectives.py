@@ -74,8 +74,8 @@ def smoothed(
 ) -> Tensor:
     """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: trains a network that is stable under noise.
 
-    Such a network can be smoothed (`certification.smooth`). ``sigma`` is in pixels; the noisy images are not
-    clipped. This is stability training (Li et al. 2019, arXiv 1809.03113; Carmon et al. 2019, arXiv 1905.13736).
+    Such a network suits randomized smoothing. ``sigma`` is in pixels; the noisy images are not clipped. This is
+    stability training (Li et al. 2019, arXiv 1809.03113; Carmon et al. 2019, arXiv 1905.13736).
     """
     clean = model(x).float()
     noisy = model(x + sigma * torch.randn_like(x)).float()

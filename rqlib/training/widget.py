@@ -51,8 +51,8 @@ def feature_browser(
             maps = features(network, layer, x)[0]
             start = min(first_channel, max(0, len(maps) - channels))
             some = maps[start : start + channels]
-            named = f"{title}: channels {start} to {start + len(some) - 1}"
-            shown.append(figures.feature_maps(some, title=named))
+            heading = f"{title}: channels {start} to {start + len(some) - 1}"
+            shown.append(figures.feature_maps(some, title=heading))
         return plots.side_by_side(shown, title=f"Layer {layer}, image {image} (label {classes[labels[image]]})")
 
     return explorer(

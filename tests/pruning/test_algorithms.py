@@ -61,7 +61,7 @@ def test_every_method_prunes_every_structure(method, structure):
     before = copy.deepcopy(model.state_dict())
     masked = algorithms.run(method, model, kept, phase(epochs=2), phase(epochs=1), structure=structure)
     found = masks.check(masked, kept, structure=structure)
-    assert found.fraction.between(0.24, 0.7).iloc[1:-1].all()
+    assert found.kept.between(0.24, 0.7).iloc[1:-1].all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     plain = parametrizations.bake(masked)
     assert not torch.equal(plain.classifier.linear3.bias, before["classifier.linear3.bias"]), "it was fine-tuned"
@@ -88,7 +88,7 @@ def test_multi_step_keeps_less_from_epoch_to_epoch():
     shares = []
 
     def spy(model, x, y):
-        shares.append(masks.achieved(model).fraction.iloc[2].item())
+        shares.append(masks.achieved(model).kept.iloc[2].item())
         return objectives.natural(model, x, y)
 
     masked = algorithms.multi_step(network(), 0.01, phase(objective=spy))

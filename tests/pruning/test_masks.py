@@ -27,8 +27,8 @@ def test_exactly_so_many_weights_stay_in_every_layer(name):
     model = narrow(name)
     for kept in KEPT:
         found = masks.check(sparse(model, kept), kept)
-        assert found.kept.tolist() == [round(kept * count) for count in found.weights]
-        assert (found.nonzero == found.kept).all()
+        assert found.stay.tolist() == [round(kept * count) for count in found.weights]
+        assert (found.nonzero == found.stay).all()
         assert found.weights.sum() == cost.weight_count(model)
     pruned = parametrizations.bake(sparse(model, 0.1))
     masks.check(sparse(pruned, 0.05), 0.05)
@@ -54,7 +54,7 @@ def test_over_all_layers_as_torch_does():
     torch_prune.global_unstructured(tensors, pruning_method=torch_prune.L1Unstructured, amount=gone)
     for mask, (layer, _) in zip(found.values(), tensors, strict=True):
         assert torch.equal(mask, layer.weight_mask.bool())
-    shares = masks.check(masks.apply_masks(model, found), 0.1, scope="global").fraction
+    shares = masks.check(masks.apply_masks(model, found), 0.1, scope="global").kept
     assert shares.max() > 0.2
     assert shares.min() < 0.1
 
