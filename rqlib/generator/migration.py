@@ -111,8 +111,8 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         trial = prediction.leaderboard(others, level=level)
         return prediction.forecast(trial, others, rows, level=level).table
     print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {label(first)}")
-    kept = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
-    found = rows[kept].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
+    columns = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
+    found = rows[columns].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
     return found.assign(outside="").sort_values(["bits", "predicted"], kind="stable", ignore_index=True)
 
 

@@ -66,12 +66,12 @@ def by_generator(rows: DataFrame) -> DataFrame:
         return rows
     attacks = [name.removeprefix("test_") for name in rows if name.startswith("test_")]
     attacks = [name for name in attacks if all(f"{one}_{name}" in rows for one in sets)]
-    kept = [name for name in rows if not name.startswith(tuple(f"{one}_" for one in sets))]
+    shared = [name for name in rows if not name.startswith(tuple(f"{one}_" for one in sets))]
 
     def of(generator: str) -> DataFrame:
         sides = {"test": "test", generator: "pseudo"}
         names = {f"{old}_{attack}": f"{new}_{attack}" for attack in attacks for old, new in sides.items()}
-        return rows[[*kept, *names]].rename(columns=names).assign(generator=generator)
+        return rows[[*shared, *names]].rename(columns=names).assign(generator=generator)
 
     return pandas.concat([of(name) for name in sets if name != "test"], ignore_index=True)
 

@@ -54,9 +54,11 @@ def _beside_float(rows: DataFrame, keys: list[str], columns: list[str]) -> DataF
 
 def _under(attack: str, joined: DataFrame, keys: list[str]) -> DataFrame:
     """Relative accuracies under one attack, of the formats that were attacked; NaN where the float accuracy is 0."""
-    kept = {side: joined[f"{side}_{attack}"] / joined[f"{side}_{attack}_float"].replace(0, numpy.nan) for side in SIDES}
+    shares = {
+        side: joined[f"{side}_{attack}"] / joined[f"{side}_{attack}_float"].replace(0, numpy.nan) for side in SIDES
+    }
     measured = joined[[f"{side}_{attack}" for side in SIDES]].notna().all(axis=1)
-    return joined[[*keys, "format"]].assign(attack=attack, **kept)[measured]
+    return joined[[*keys, "format"]].assign(attack=attack, **shares)[measured]
 
 
 def agreement(frame: DataFrame, by: Sequence[str] = ("generator", "attack")) -> DataFrame:
