@@ -45,6 +45,15 @@ def test_the_rule(clean, robust, number, expected):
     assert adjustment.choose({"clean_difference": clean, "robust_difference": robust}, number) == expected
 
 
+def test_every_round_is_logged_with_its_differences():
+    rows = adjust(generated.trained(), target=(0.9, 0.3))
+    assert list(rows["round"]) == list(range(len(rows)))
+    assert ((rows.clean - 0.9) * 100).tolist() == pytest.approx(rows.clean_difference.tolist())
+    assert ((rows.robust - 0.3) * 100).tolist() == pytest.approx(rows.robust_difference.tolist())
+    assert rows.action.iloc[-1] == "stop"
+    assert rows.loss.notna().sum() == len(rows) - 1
+
+
 def test_it_stops_where_the_target_is_met():
     built = generated.trained()
     fresh = generator.sample(built, 50, seed=runtime.rng(0, 0).initial_seed())

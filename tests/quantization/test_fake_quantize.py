@@ -58,3 +58,9 @@ def test_assigning_a_weight_works_and_writing_into_it_is_lost():
     assert_close(layer.weight, wanted)  # what is stored lies in .parametrizations.weight.original
     layer.parametrizations.weight.original.data.zero_()
     assert not layer.weight.any()
+
+
+def test_no_graph_is_kept_without_gradients():
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        assert not Quantized(INT(4), torch.tensor(0.1))(x).requires_grad
