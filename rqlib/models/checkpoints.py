@@ -60,9 +60,7 @@ def content(
     return found | {"state": {key: value.detach().cpu() for key, value in model.state_dict().items()}}
 
 
-def load(
-    path: str | Path, *, expected: str | None = None, remedy: str = "run notebooks/01_train.ipynb"
-) -> tuple[nn.Module, dict]:
+def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a checkpoint, in eval mode on the active device, and a dict of what else the file says.
 
     The dict holds model, spec (an `ImageSpec`), width, options, classes, parameters, metadata.
@@ -70,7 +68,6 @@ def load(
     Args:
         expected: the model's name, if the caller knows it. A checkpoint of ``package.module:function`` is
             loaded only if it is expected by that name, because loading imports the module.
-        remedy: how to make the file, for the message if there is none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,7 +75,9 @@ def load(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint at {path}, found no file; make it: {remedy}")
+        raise FileNotFoundError(
+            f"expected a checkpoint at {path}, found no file; make it: run notebooks/01_train.ipynb"
+        )
     return rebuilt(path, files.load_tensors(path), expected)
 
 

@@ -82,12 +82,8 @@ class Run:
         row = {name: _plain(value) for name, value in row.items()}
         self._rows[repr(row)] = row
         if time.monotonic() - self._saved > SAVE_ROWS_EVERY:
-            self._kept.save(rows=[*self._rows.values()])
+            self._resumable.save(rows=[*self._rows.values()])
             self._saved = time.monotonic()
-
-    def has(self, **condition) -> bool:
-        """Whether a row with these values is there, perhaps from before an interruption: its work can be skipped."""
-        return any(all(row.get(name) == value for name, value in condition.items()) for row in self._rows.values())
 
     def frame(self) -> pandas.DataFrame:
         """The rows so far, each after the run's parameters that are single values."""
@@ -126,14 +122,14 @@ class Run:
     def _go_on(self, afresh: bool) -> None:
         """Take up what an interrupted run of the same parameters and code left; remove what any other run left."""
         identity = {"code": self._record["code"], "parameters": self.parameters}
-        self._kept = Resumable(self.unfinished("rows.pt"), identity, kind="run")
+        self._resumable = Resumable(self.unfinished("rows.pt"), identity, kind="run")
         try:
-            rows = None if afresh else self._kept.load().get("rows")
+            rows = None if afresh else self._resumable.load().get("rows")
         except BelongsToAnotherError:
             rows = None
         if rows is None:
             shutil.rmtree(self.unfinished(""), ignore_errors=True)
-            self._kept.save(rows=[])
+            self._resumable.save(rows=[])
         elif rows:
             self._rows = {repr(row): row for row in rows}
             print(f"{self.notebook}: goes on after {len(rows)} rows of an interrupted run in {self.folder}")

@@ -95,7 +95,6 @@ NO_FIT = r"a.pt: its weights do not make a '\w+': "
     ("change", "options", "error", "words"),
     [
         (Path.unlink, {}, FileNotFoundError, "a checkpoint at .*a.pt, found no file; make it: run notebooks/01"),
-        (Path.unlink, {"remedy": "snakemake train"}, FileNotFoundError, "make it: snakemake train$"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), {}, ValueError, "a.pt: not a whole checkpoint"),
         (
             lambda path: torch.save(network().state_dict(), path),
