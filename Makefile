@@ -18,7 +18,7 @@ venv: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[workflow,figures,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[workflow,figures,onnx,test]'
 	touch $(READY)
 
 workbook: $(READY)

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import yaml
 
-from rqlib.core import provenance
+from rqlib.core import plain_yaml, provenance
 
 PRESET = config.get("preset", "digits")
 PARAMS = Path(config.get("params", "params")) / PRESET
 OUTPUTS = os.environ.get("RQLIB_OUTPUTS", "outputs")
-WORKFLOW = yaml.safe_load((PARAMS / "workflow.yaml").read_text())
+WORKFLOW = plain_yaml.load((PARAMS / "workflow.yaml").read_text())
 THREADS = WORKFLOW.get("threads", 2)
 
 
@@ -35,8 +35,9 @@ def combinations(groups):
 
 
 def folder_of(*parts):
-    """Name of a run's folder; lists are written with plus signs."""
-    return "-".join("+".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts)
+    """Name of a run's folder; lists are written with plus signs, paths with underscores."""
+    words = ("+".join(map(str, part)) if isinstance(part, list) else str(part) for part in parts)
+    return "-".join(words).replace("/", "_")
 
 
 def runs(notebook):
@@ -45,20 +46,33 @@ def runs(notebook):
     return {f"{OUTPUTS}/{notebook}/{folder_of(PRESET, *values.values())}": values for values in found}
 
 
-def after(notebook, earlier):
-    """As `runs`, each on the checkpoint of each run of an earlier notebook that has the values of the group's ``of``."""
+def shared_values(notebook):
+    """The values that all runs of a notebook share in this preset."""
+    return plain_yaml.load((PARAMS / f"{notebook}.yaml").read_text()) or {}
+
+
+def after(notebook):
+    """As `runs`, each on the network of each run of 01_train that has the values of the group's ``of``."""
     return {
         f"{OUTPUTS}/{notebook}/{folder_of(Path(folder).name, *values.values())}":
-            {**values, "checkpoint": f"{folder}/checkpoint.pt"}
+            {**values, **network_of(folder, {**shared_values("01_train"), **found})}
         for group in WORKFLOW.get(notebook, [])
-        for folder, found in earlier.items() if group.get("of", {}).items() <= found.items()
+        for folder, found in RUNS["01_train"].items() if group.get("of", {}).items() <= found.items()
         for values in combinations([{name: values for name, values in group.items() if name != "of"}])
     }
 
 
+def network_of(folder, values):
+    """The parameters that open the network of a run of 01_train; a module of the user's own is imported by its name."""
+    name, checkpoint = values.get("model", ""), f"{folder}/checkpoint.pt"
+    if ":" in name and not name.startswith("torchvision:"):
+        return {"network": name, "weights": checkpoint}
+    return {"network": checkpoint}
+
+
 RUNS = {notebook: runs(notebook) for notebook in ("01_train", "03_fit")}
 RUNS |= {
-    notebook: after(notebook, RUNS["01_train"])
+    notebook: after(notebook)
     for notebook in ("02_quantize", "04_generator", "05_robust", "06_prune")
 }
 
@@ -66,11 +80,6 @@ RUNS |= {
 def tables(notebook):
     """What every run of a notebook leaves when it has finished."""
     return [f"{folder}/rows.parquet" for folder in RUNS[notebook]]
-
-
-def shared_values(notebook):
-    """The values that all runs of a notebook share in this preset."""
-    return yaml.safe_load((PARAMS / f"{notebook}.yaml").read_text()) or {}
 
 
 # What a run waits for, given its parameters.
@@ -81,7 +90,7 @@ def nothing(values):
 
 
 def its_checkpoint(values):
-    return values["checkpoint"]
+    return values.get("weights", values["network"])
 
 
 def all_trainings(values):

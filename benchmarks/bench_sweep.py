@@ -86,7 +86,7 @@ def against_look_up(model: nn.Module, images: Tensor, format: Format, name: str,
         ValueError: fewer than 7 of 8.
     """
     network = quantization.ptq(model, format, images[:CALIBRATION])
-    arithmetic = integer.best_arithmetic(format, torch.device("cpu"))
+    arithmetic = integer.best_arithmetic(network, torch.device("cpu"))
     lowered, searching = integer.lower(network, arithmetic=arithmetic), with_look_up(network, search)
     lowered, searching, x = (runtime.active().place(part) for part in (lowered, searching, images[:LOOK_UP] / 255))
     with torch.inference_mode():

@@ -15,7 +15,7 @@ needed = pytest.mark.skipif(not (QUANTIZED.is_file() and ROBUST.is_file()), reas
 @functools.cache
 def table() -> DataFrame:
     """All 387 rows with every predictor."""
-    return prediction.table(prediction.read_csv(QUANTIZED), prediction.read_csv(ROBUST, ("model", "format")))
+    return prediction.table(prediction.read_table(QUANTIZED), prediction.read_table(ROBUST, ("model", "format")))
 
 
 def made_up(models: int = 4, formats: int = 12) -> DataFrame:

@@ -34,8 +34,8 @@ def test_conda_and_pip_read_the_same_list():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     names = [re.split(r"[=<>]", entry)[0] for entry in conda if isinstance(entry, str)]
     assert names == ["python", "pip"], "every package stands in pyproject.toml alone"
-    assert conda[-1] == {"pip": ["-c constraints.txt", "-e .[workflow,figures,test]"]}
-    assert "-c constraints.txt -e '.[workflow,figures,test]'" in (ROOT / "Makefile").read_text()
+    assert conda[-1] == {"pip": ["-c constraints.txt", "-e .[workflow,figures,onnx,test]"]}
+    assert "-c constraints.txt -e '.[workflow,figures,onnx,test]'" in (ROOT / "Makefile").read_text()
 
 
 def test_constraints_are_exact_and_without_addresses():

@@ -35,10 +35,14 @@ class Policy:
     bfloat16: bool
 
     def place(self, tensor_or_model):
-        """Move a model or a batch of images to the device, in the memory format channels_last."""
-        if isinstance(tensor_or_model, Tensor) and tensor_or_model.dim() != 4:
-            return tensor_or_model.to(self.device)
-        return tensor_or_model.to(self.device, memory_format=torch.channels_last)
+        """Move a model or a batch of images to the device; tensors of four dimensions get channels_last memory."""
+        placed = tensor_or_model.to(self.device)
+        if isinstance(placed, Tensor):
+            return placed.contiguous(memory_format=torch.channels_last) if placed.dim() == 4 else placed
+        for tensor in (*placed.parameters(), *placed.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        return placed
 
     def autocast(self):
         """The context in which a forward pass is computed."""

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -190,6 +191,7 @@ def batches(
     labels: Tensor,
     batch_size: int,
     *,
+    least: int = 1,
     shuffle: bool = False,
     augment: Callable[..., Tensor] | None = None,
     rng: torch.Generator | None = None,
@@ -198,6 +200,7 @@ def batches(
 
     Args:
         images: uint8, or floating point in [0, 1] (images that a generator made).
+        least: a last batch of fewer images joins the one before.
         shuffle: whether the order of the images is drawn from ``rng``.
         augment: (images, rng=...) -> images, applied to each batch before it becomes float.
         rng: on the CPU; the same state gives the same batches on every device.
@@ -209,14 +212,21 @@ def batches(
         raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
     if batch_size < 1:
         raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
-    return _batches(images, labels, batch_size, shuffle, augment, rng)
+    return _batches(images, labels, slices(len(labels), batch_size, least), shuffle, augment, rng)
 
 
-def _batches(images, labels, batch_size: int, shuffle: bool, augment, rng) -> Iterator[tuple[Tensor, Tensor]]:
+def slices(count: int, batch_size: int, least: int = 1) -> list[slice]:
+    """Which of ``count`` images each batch holds; a last batch of fewer than ``least`` joins the one before."""
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] < least:
+        starts.pop()
+    return [slice(*ends) for ends in pairwise([*starts, count])]
+
+
+def _batches(images, labels, parts: list[slice], shuffle: bool, augment, rng) -> Iterator[tuple[Tensor, Tensor]]:
     place = runtime.active().place
     order = torch.randperm(len(labels), generator=rng).to(labels.device) if shuffle else None
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
+    for rows in parts:
         rows = rows if order is None else order[rows]
         x, y = place(_pick(images, rows)), place(labels[rows])
         if augment is not None:

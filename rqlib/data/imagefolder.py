@@ -21,16 +21,18 @@ from PIL import Image
 from torch import Tensor
 
 from rqlib.core import files, runtime
+from rqlib.data import decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _PARTS = ("train", "test")
-_VERSION = f"1, Pillow {PIL.__version__}"  # of the kept file: images kept by another version are decoded again
+_VERSION = f"2, Pillow {PIL.__version__}"  # of the kept file: images kept by another version are decoded again
 
 
 def read(path: Path) -> tuple:
     """(train, test, classes): two pairs of images uint8 (N, C, H, W) and labels int64 (N,), and sorted class names.
 
     The images are in a random order that never changes. They have one channel if every image is gray, else three.
+    They are turned as their EXIF data say; transparent pixels are put on white, which one warning says.
 
     Raises:
         ValueError: a file or folder is faulty; the message says which one and how.
@@ -40,6 +42,8 @@ def read(path: Path) -> tuple:
     if content is None:
         content = _decoded(path)
         _keep(cache, source, content)
+    if content["transparent"]:
+        warnings.warn(f"{path}: {content['transparent']:,} images {decoding.TRANSPARENT}", stacklevel=2)
     train, test = ((content[f"{part}_images"], content[f"{part}_labels"]) for part in _PARTS)
     return train, test, tuple(content["classes"])
 
@@ -82,7 +86,7 @@ def _keep(cache: Path, source: str, content: dict) -> None:
 
 
 def _checksum(source: str, content: dict) -> str:
-    digest = hashlib.sha256(f"{_VERSION}\n{source}\n{content['classes']}\n".encode())
+    digest = hashlib.sha256(f"{_VERSION}\n{source}\n{content['classes']}\n{content['transparent']}\n".encode())
     for part in _PARTS:
         images, labels = content[f"{part}_images"], content[f"{part}_labels"]
         digest.update(f"{tuple(images.shape)}\n".encode())
@@ -98,10 +102,11 @@ def _decoded(path: Path) -> dict:
         classes = sorted(members["train"])
         listed = {part: _shuffled(members[part], classes) for part in _PARTS}
         every = [name for part in _PARTS for name, _ in listed[part]]
-        arrays = {name: _pixels(path, name, read_bytes) for name in runtime.progress(every, f"reading {path.name}")}
+        found = {name: _pixels(path, name, read_bytes) for name in runtime.progress(every, f"reading {path.name}")}
+    arrays = {name: array for name, (array, _) in found.items()}
     _check_sizes(path, arrays)
     gray = all(array.ndim == 2 for array in arrays.values())
-    content: dict = {"classes": classes}
+    content: dict = {"classes": classes, "transparent": sum(transparent for _, transparent in found.values())}
     for part in _PARTS:
         names, labels = zip(*listed[part], strict=True)
         content[f"{part}_images"] = _stacked([arrays[name] for name in names], gray)
@@ -165,18 +170,24 @@ def _check_members(path: Path, members: dict[str, dict[str, list[str]]]) -> None
         empty = [kind for kind, images in classes.items() if not images]
         if empty:
             raise ValueError(f"{path}: no image in {part}/{empty[0]}/ ({' '.join(SUFFIXES)}); fill or remove it")
+    if len(members["train"]) == 1:
+        raise ValueError(
+            f"{path}: expected at least two classes in train/, got one ({next(iter(members['train']))}); "
+            "add images of what it is to be told from, in a folder of their own"
+        )
     strange = sorted(members["test"].keys() - members["train"].keys())
     if strange:
         raise ValueError(f"{path}: test/ has classes that train/ lacks: {', '.join(strange)}; a class needs both")
 
 
-def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> numpy.ndarray:
-    """One image, uint8: (H, W) if it is gray, else (H, W, 3)."""
+def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> tuple[numpy.ndarray, bool]:
+    """One image, uint8, (H, W) if it is gray, else (H, W, 3); and whether it had transparent pixels."""
     try:
         with Image.open(io.BytesIO(read_bytes(name))) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"expected 8 bits per channel, got mode {image.mode}")
-            return numpy.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            picture, transparent = decoding.seen(image)
+            return numpy.asarray(picture), transparent
     except Exception as error:
         raise ValueError(f"cannot read image {name} in {path} ({error}); repair or remove it") from error
 

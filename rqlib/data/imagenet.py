@@ -4,6 +4,7 @@ They are too many to be held in memory.
 """
 
 import os
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from rqlib.core import runtime, torchvision_guard
+from rqlib.data import decoding
 
 MEAN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's pretrained networks expect
 _RESIZED, _CROPPED = 256, 224
@@ -20,12 +22,16 @@ _CALIBRATION_SHARE = 10  # one validation image in ten
 
 
 class ImageFiles:
-    """Images that are read from their files when indexed, as if they were a tensor uint8 (N, 3, H, W)."""
+    """Images that are read from their files when indexed, as if they were a tensor uint8 (N, 3, H, W).
+
+    They are turned as their EXIF data say; transparent pixels are put on white, which one warning says.
+    """
 
     dtype = torch.uint8
 
     def __init__(self, paths: list[str], transform, size: tuple[int, int]):
         self.paths, self.transform, self.size = paths, transform, size
+        self.said: list[str] = []  # the first image with transparent pixels, once the warning was given
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,20 +43,31 @@ class ImageFiles:
 
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
         if isinstance(rows, int):
-            return self._read(self.paths[rows])
+            return self._said(self.paths[rows], *self._read(self.paths[rows]))
+        paths = self.subset(rows).paths
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(self._read, self.subset(rows).paths))
+            images = [self._said(path, *found) for path, found in zip(paths, pool.map(self._read, paths), strict=True)]
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=self.dtype)
 
     def subset(self, rows: slice | Tensor) -> "ImageFiles":
         """The images at ``rows``, not read yet."""
         paths = self.paths[rows] if isinstance(rows, slice) else [self.paths[row] for row in rows.tolist()]
-        return ImageFiles(paths, self.transform, self.size)
+        images = ImageFiles(paths, self.transform, self.size)
+        images.said = self.said
+        return images
 
-    def _read(self, path: str) -> Tensor:
+    def _said(self, path: str, image: Tensor, transparent: bool) -> Tensor:
+        """The image; the first one of the set that has transparent pixels is warned of."""
+        if transparent and not self.said:
+            self.said.append(path)
+            warnings.warn(f"{path} and perhaps others {decoding.TRANSPARENT}", stacklevel=3)
+        return image
+
+    def _read(self, path: str) -> tuple[Tensor, bool]:
         try:
             with Image.open(path) as image:
-                return self.transform(image.convert("RGB"))
+                picture, transparent = decoding.seen(image)
+                return self.transform(picture.convert("RGB")), transparent
         except Exception as error:
             raise ValueError(f"cannot read image {path} ({error}); repair or replace it") from error
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rqlib import data, prediction, quantization
 from rqlib.core import files
 from rqlib.prediction.features import TARGET, label
-from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK
+from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, SETTING
+from rqlib.prediction.settings import TODAY, described, filled
 from rqlib.quantization import Format
 
 TRUTH = ("accuracy", "float_accuracy", TARGET, "agreement", "logit_error", "seconds")
@@ -32,6 +33,9 @@ def losses(
     **options,
 ) -> DataFrame:
     """Rows of `quantization.sweep`, one per format, with the loss of accuracy on every set of generated images.
+
+    Each row also says in which setting it was quantized (granularity, ranges, nonnegative, bias), and what the network
+    is built of (`prediction.plain_features`).
 
     Args:
         formats: empty for all of `quantization.GRID`.
@@ -55,6 +59,8 @@ def losses(
 
     swept = {name: sweep(name, pseudo[name]) for name in GENERATORS if name in pseudo}
     rows = sweep("real", real) if real else next(iter(swept.values())).drop(columns=[*TRUTH])
+    setting = {name: options.get(name, usual) for name, usual in TODAY.items()}
+    rows = rows.assign(**setting, **prediction.plain_features(model))
     return rows.assign(**{GENERATORS[name]: found[TARGET] for name, found in swept.items()})
 
 
@@ -81,9 +87,9 @@ def measured_before(path: str) -> DataFrame | None:
     """The table of networks that were measured before; None for an empty path.
 
     The path is that of a CSV file in the published form, relative to the workbook's folder. Errors are those of
-    `prediction.read_csv` and `prediction.table`.
+    `prediction.read_table` and `prediction.table`.
     """
-    return prediction.table(prediction.read_csv(files.project_root() / path)) if path else None
+    return prediction.table(prediction.read_table(files.project_root() / path)) if path else None
 
 
 def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 0.9) -> DataFrame:
@@ -91,9 +97,9 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
 
     Args:
         rows: of one network, from `losses`, with the column ``model``.
-        others: rows of networks measured before (`measured_before`); rows of the same network are left out. With
-            fewer than three networks the loss on generated images is the prediction, of ``boundary`` if it is
-            there, and the interval is unknown.
+        others: rows of networks measured before (`measured_before`); rows of the same network are left out, and so
+            are those of another setting. With fewer than three networks the loss on generated images is the
+            prediction, of ``boundary`` if it is there, and the interval is unknown.
         level: of the interval.
 
     Returns:
@@ -106,7 +112,7 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
     first = next((name for name in GENERATORS.values() if name in rows), None)
     if first is None:
         raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
-    others = DataFrame({"model": []}) if others is None else others[~others.model.isin(rows.model)]
+    others = DataFrame({"model": []}) if others is None else _like(rows, others[~others.model.isin(rows.model)])
     if others.model.nunique() >= FEWEST:
         trial = prediction.leaderboard(others, level=level)
         return prediction.forecast(trial, others, rows, level=level).table
@@ -114,6 +120,15 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
     columns = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
     found = rows[columns].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
     return found.assign(outside="").sort_values(["bits", "predicted"], kind="stable", ignore_index=True)
+
+
+def _like(rows: DataFrame, others: DataFrame) -> DataFrame:
+    """The other networks that were measured in the same setting as these rows; prints how many were not."""
+    setting = filled(rows)[[*SETTING]].iloc[0]
+    same = (filled(others)[[*SETTING]] == setting).all(axis=1)
+    if not same.all():
+        print(f"{(~same).sum()} of {len(same)} known rows left out: not measured with {described(setting)}")
+    return others[same]
 
 
 def score(forecast: DataFrame) -> dict[str, float]:
@@ -125,11 +140,11 @@ def rows(losses: DataFrame, study: DataFrame) -> DataFrame:
     """All figures of one network: losses of accuracy joined with accuracies under attack, one row per format.
 
     The float network (FP32) comes first, then the formats of ``losses``, then those that only the study has. What is
-    the same for all formats (dataset, model, width, seed) stands in every row.
+    the same for all formats (dataset, model, width, seed, the setting) stands in every row.
 
     The losses are those of `losses`, the study is that of `robustness.study`.
     """
     order = [FLOAT, *dict.fromkeys([*losses.format, *study.format[1:]])]
     joined = study.merge(losses, how="outer", on="format").set_index("format").loc[order].reset_index()
-    known = [name for name in NETWORK if name in losses and losses[name].notna().any()]
+    known = [name for name in (*NETWORK, *SETTING) if name in losses and losses[name].notna().any()]
     return joined.fillna({name: losses[name].iloc[0] for name in known})

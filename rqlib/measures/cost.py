@@ -1,6 +1,7 @@
 """What a network costs: parameters, multiply-accumulates and bits of each layer, and seconds of a forward pass."""
 
 import math
+from collections.abc import Iterator
 
 import pandas
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.utils import benchmark
 
 from rqlib.core import layers, runtime
+from rqlib.core.entry import classifier
 from rqlib.core.vocabulary import ImageSpec
 
 COUNTS = ["params", "nonzero", "macs", "bits"]
@@ -19,7 +21,8 @@ def profile(model: nn.Module, spec: ImageSpec) -> pandas.DataFrame:
     """What each layer with parameters costs for one image: one row per layer.
 
     The weights are those that the layer computes with, after masks and formats; parameters that only a
-    parametrization holds, such as scores of a mask, are not counted.
+    parametrization holds, such as scores of a mask, are not counted. A parameter that two layers share is counted in
+    the first one alone.
 
     Columns:
         layer: its name.
@@ -31,9 +34,11 @@ def profile(model: nn.Module, spec: ImageSpec) -> pandas.DataFrame:
         bits: of the parameters as they are held in memory.
         output_shape: (C, H, W) or (features,) of its last call; None if the layer is not called.
     """
-    owners = {name: module for name, module in model.named_modules() if _tensors(name, module)}
+    model = classifier(model)
+    seen: set[int] = set()
+    owners = {name: module for name, module in model.named_modules() if _stored(name, module)}
     calls = _calls(model, owners, spec)
-    return pandas.DataFrame([_row(name, module, calls[name]) for name, module in owners.items()])
+    return pandas.DataFrame([_row(name, module, calls[name], seen) for name, module in owners.items()])
 
 
 def totals(frame: pandas.DataFrame) -> dict[str, int]:
@@ -43,7 +48,7 @@ def totals(frame: pandas.DataFrame) -> dict[str, int]:
 
 def weight_count(model: nn.Module) -> int:
     """Number of weights of convolutions and linear layers, without biases and BatchNorm."""
-    return sum(layer.weight.numel() for _, layer in layers.weighted_layers(model))
+    return sum(layer.weight.numel() for _, layer in _unshared(classifier(model)))
 
 
 @torch.no_grad()
@@ -53,7 +58,8 @@ def storage(model: nn.Module) -> dict[str, float]:
     A weight in a number format takes the bits of the format. Any other weight is stored either as its number in a
     codebook of the layer's distinct values, ``ceil(log2 distinct values)`` bits, or as 32 bits, whichever is less.
     Each layer stores either all of its weights, or its nonzero weights and an index that says where they are
-    (`index_bits`), again whichever is less. Scales and entries of codebooks take 32 bits each.
+    (`index_bits`), again whichever is less. Scales and entries of codebooks take 32 bits each. A weight that two
+    layers share is stored once.
 
     Returns:
         dense_bits: 32 per weight.
@@ -63,7 +69,8 @@ def storage(model: nn.Module) -> dict[str, float]:
         ratio_with_index: dense_bits / (coded_bits + index_bits).
         other_bits: of everything else in the network: biases, BatchNorm parameters and statistics.
     """
-    coded = [_coded(layer) for _, layer in layers.weighted_layers(model)]
+    model = classifier(model)
+    coded = [_coded(layer) for _, layer in _unshared(model)]
     dense, codes, index = 32 * weight_count(model), sum(bits for bits, _ in coded), sum(bits for _, bits in coded)
     ratios = {"ratio": dense / max(codes, 1), "ratio_with_index": dense / max(codes + index, 1)}
     return {"dense_bits": dense, "coded_bits": codes, "index_bits": index, **ratios, "other_bits": _other_bits(model)}
@@ -92,6 +99,7 @@ def code_bits(distinct: int) -> int:
 
 def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
     """Median seconds of one forward pass of x (B, C, H, W) in eval mode, measured for at least ``least_seconds``."""
+    model = classifier(model)
     with runtime.evaluating(model), torch.no_grad():
         timer = benchmark.Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=least_seconds).median
@@ -111,19 +119,44 @@ def _coded(layer: nn.Module) -> tuple[int, int]:
 
 
 def _other_bits(model: nn.Module) -> int:
-    weights = {f"{name}.weight" for name, _ in layers.weighted_layers(model)}
-    plain = [t for name, t in model.state_dict().items() if name not in weights and "parametrizations" not in name]
-    return sum(8 * tensor.element_size() * tensor.numel() for tensor in plain)
+    weights = {id(source) for _, layer in layers.weighted_layers(model) for source in _sources(layer, "weight")}
+    tensors = {id(tensor): tensor for name, tensor in _state(model) if "parametrizations" not in name}
+    return sum(8 * one.element_size() * one.numel() for key, one in tensors.items() if key not in weights)
 
 
-def _tensors(name: str, module: nn.Module) -> list[Tensor]:
-    """The parameters that a layer itself owns, as its forward pass sees them."""
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of everything in the state dict, once for each tensor."""
+    kept = model.state_dict().keys()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return ((name, tensor) for name, tensor in tensors if name in kept)
+
+
+def _unshared(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The weighted layers without those whose weight an earlier one has."""
+    seen: set[int] = set()
+    for name, layer in layers.weighted_layers(model):
+        sources = {id(source) for source in _sources(layer, "weight")}
+        if not sources & seen:
+            yield name, layer
+        seen |= sources
+
+
+def _sources(module: nn.Module, name: str) -> list[Tensor]:
+    """The stored tensors from which a tensor of a layer is computed: itself, or the originals of parametrizations."""
+    if not parametrize.is_parametrized(module, name):
+        return [getattr(module, name)]
+    steps = module.parametrizations[name]
+    return [tensor for key, tensor in (*steps.named_parameters(), *steps.named_buffers()) if key.startswith("original")]
+
+
+def _stored(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that a layer itself owns, as its forward pass sees them, by name."""
     if "parametrizations" in name.split("."):
-        return []
+        return {}
     names = [key for key, _ in module.named_parameters(recurse=False)]
     if parametrize.is_parametrized(module):
         names += list(module.parametrizations)
-    return [getattr(module, key) for key in names]
+    return {key: getattr(module, key) for key in names}
 
 
 def _calls(model: nn.Module, owners: dict[str, nn.Module], spec: ImageSpec) -> dict[str, list[torch.Size]]:
@@ -139,8 +172,10 @@ def _calls(model: nn.Module, owners: dict[str, nn.Module], spec: ImageSpec) -> d
     return calls
 
 
-def _row(name: str, module: nn.Module, shapes: list[torch.Size]) -> dict:
-    tensors = _tensors(name, module)
+def _row(name: str, module: nn.Module, shapes: list[torch.Size], seen: set[int]) -> dict:
+    sources = {key: {id(source) for source in _sources(module, key)} for key in _stored(name, module)}
+    tensors = [tensor for key, tensor in _stored(name, module).items() if not sources[key] & seen]
+    seen.update(*sources.values())
     per_output = module.weight[0].numel() if isinstance(module, layers.WEIGHTED) else 0
     return {
         "layer": name,

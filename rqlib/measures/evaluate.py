@@ -5,6 +5,7 @@ faster copy of the network (`fast_twin`), but its images are classified in float
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rqlib import data
 from rqlib.attacks import losses, methods
-from rqlib.core import layers, runtime
+from rqlib.core import derived, layers, runtime
+from rqlib.core.entry import classifier
 from rqlib.core.projections import Ball
 from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack
@@ -30,13 +32,15 @@ def logits(
     The model runs in eval mode; afterwards every module has the mode it had before.
 
     Args:
+        model: any network that `core.entry.classifier` accepts: of several outputs the logits count.
         images: uint8 (N, C, H, W).
         labels: int64 (N,); an attack moves each image away from its label.
 
     Raises:
-        ValueError: there are no images, or the numbers of images and labels differ.
+        ValueError: there are no images, or the numbers of images and labels differ; the network returns no logits
+            (B, K) of at least two classes, or of fewer than the labels need.
     """
-    parts = [logits.cpu() for logits, _ in _judged(model, images, labels, attack, batch_size)]
+    parts = [logits.cpu() for logits, _ in _judged(classifier(model), images, labels, attack, batch_size)]
     if not parts:
         raise ValueError("expected at least one image to evaluate, got none")
     return torch.cat(parts)
@@ -61,6 +65,7 @@ def correct(
     """
     if not len(labels):
         raise ValueError("expected at least one image to evaluate, got none")
+    model = classifier(model)
     identity = {} if checkpoint is None else _identity(model, images, labels, attack)
     state = Resumable(checkpoint, identity, kind="evaluation")
     done = state.load().get("correct", torch.empty(0, dtype=torch.bool))
@@ -96,24 +101,35 @@ def transfer_matrix(
     On the diagonal a network is attacked with full knowledge of itself (white-box). An attack with ``active_set``
     stops as soon as the network it attacks is fooled, and such images fool other networks less often.
     """
+    models = {name: classifier(model) for name, model in models.items()}
     rows = {source: _transferred(models, source, images, labels, attack, batch_size) for source in models}
     frame = pandas.DataFrame.from_dict(rows, orient="index", columns=list(models))
     return frame.rename_axis(index="source", columns="target")
 
 
-def fast_twin(model: nn.Module) -> nn.Module:
+def fast_twin(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy in eval mode that computes the same function in less time: BatchNorm is folded, weights are frozen.
 
-    It is the model itself if folding is not possible (torch.fx cannot trace the network) or would not be exact
-    (weights are parametrized, or a hook changes what layers see).
+    It is the network itself if folding is not possible (torch.fx cannot trace it) or would not be exact (weights are
+    parametrized, or a hook changes what layers see), and, with a warning, if the copy computes something else.
+
+    Args:
+        x: images (B, C, H, W) on the active device, on which the copy is compared with the network.
     """
+    model = classifier(model)
     parts = list(model.modules())
     if any(is_parametrized(part) or part._forward_hooks or part._forward_pre_hooks for part in parts):
         return model
     try:
-        return runtime.active().place(layers.fold_batchnorm(model)).requires_grad_(False)
+        twin = runtime.active().place(layers.fold_batchnorm(model)).requires_grad_(False)
     except ValueError:
         return model
+    try:
+        derived.check(model, twin, x, what="folding BatchNorm")
+    except derived.NotEqual as error:
+        warnings.warn(f"{error}; the network itself is attacked, which takes longer", stacklevel=2)
+        return model
+    return twin
 
 
 def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -124,17 +140,30 @@ def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 def _judged(model, images, labels, attack: Attack | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits float32 (B, K), y (B,)) of every batch, under attack if one is given."""
-    policy = runtime.active()
+    policy, twin = runtime.active(), None
     batches = data.batches(images, labels, batch_size)
     with runtime.evaluating(policy.place(model)):
         if attack is None:
             for x, y in batches:
                 with torch.no_grad(), policy.autocast():
-                    yield model(x).float(), y
+                    logits = model(x).float()
+                _check_logits(logits, y)
+                yield logits, y
             return
-        twin = fast_twin(model)
         for x, y in runtime.progress(batches, "attack", -(-len(labels) // batch_size)):
-            yield _attacked_logits(model, twin, attack, x, y), y
+            twin = fast_twin(model, x) if twin is None else twin
+            logits = _attacked_logits(model, twin, attack, x, y)
+            _check_logits(logits, y)
+            yield logits, y
+
+
+def _check_logits(logits: Tensor, y: Tensor) -> None:
+    """Raise unless logits are (B, K) with K >= 2 and labels are below K."""
+    if logits.dim() != 2 or len(logits) != len(y) or logits.shape[1] < 2:
+        one = "; for one output z return torch.cat([torch.zeros_like(z), z], 1)" if logits.shape[1:] == (1,) else ""
+        raise ValueError(f"expected logits ({len(y)}, K) of at least two classes, got {tuple(logits.shape)}{one}")
+    if y.max() >= logits.shape[1]:
+        raise ValueError(f"expected labels below {logits.shape[1]}, the number of logits, got {int(y.max())}")
 
 
 def _attacked_logits(model: nn.Module, twin: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
@@ -172,9 +201,9 @@ def _transferred(models, source: str, images, labels, attack: Attack, batch_size
     with contextlib.ExitStack() as stack:
         for model in models.values():
             stack.enter_context(runtime.evaluating(policy.place(model)))
-        twin = fast_twin(models[source])
-        batches = data.batches(images, labels, batch_size)
+        batches, twin = data.batches(images, labels, batch_size), None
         for x, y in runtime.progress(batches, f"attack {source}", -(-len(labels) // batch_size)):
+            twin = fast_twin(models[source], x) if twin is None else twin
             with policy.autocast():
                 adversarial = attack(twin, x, y)
             for target, model in models.items():

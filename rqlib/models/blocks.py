@@ -68,8 +68,8 @@ def scaled(channels: int, width: float) -> int:
     Raises:
         ValueError: the width is not positive, or leaves no channels.
     """
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"expected width > 0, got {width}")
+    if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+        raise ValueError(f"expected width > 0, got {width!r}")
     result = round(channels * width)
     if result < 1:
         raise ValueError(f"width {width} leaves 0 channels of {channels}; use at least {1 / channels:.2g}")

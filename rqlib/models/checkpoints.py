@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from rqlib.core import files, runtime
 from rqlib.core.vocabulary import ImageSpec
-from rqlib.models import catalog
+from rqlib.models import catalog, weights
 
 _KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata", "state")
 
@@ -36,7 +36,7 @@ def content(
     parameters: dict | None = None,
     **metadata,
 ) -> dict:
-    """What a checkpoint holds, for a network that ``models.build(name, spec, width=width, **options)`` makes.
+    """What a checkpoint holds, for a network that ``models.build(name, spec, width=width, options=options)`` makes.
 
     Args:
         classes: names of the classes, in the order of the logits.
@@ -81,17 +81,30 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
     return rebuilt(path, files.load_tensors(path), expected)
 
 
+def record(path: str | Path) -> dict | None:
+    """What a checkpoint says beside its weights, as `load` returns it; None if the file is another file of weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.read`.
+    """
+    content = weights.read(path)
+    return None if any(key not in content for key in _KEYS) else _info(content)
+
+
 def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The result of `load`, from the content of the file; ``path`` is only named in errors."""
     _check_content(path, content, expected)
     try:
-        model = _build(content)
+        model = _build(content, Path(path).parent)
         model.load_state_dict(content["state"])
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: its weights do not make a {content['model']!r}: {reason}") from error
-    info = {key: content[key] for key in _KEYS if key != "state"} | {"spec": ImageSpec(**content["spec"])}
-    return runtime.active().place(model.eval()), info
+    return runtime.active().place(model.eval()), _info(content)
+
+
+def _info(content: dict) -> dict:
+    return {key: content[key] for key in _KEYS if key != "state"} | {"spec": ImageSpec(**content["spec"])}
 
 
 def _check_content(path: Path, content: dict, expected: str | None) -> None:
@@ -99,22 +112,25 @@ def _check_content(path: Path, content: dict, expected: str | None) -> None:
     if missing:
         raise ValueError(
             f"{path}: expected a checkpoint with {', '.join(_KEYS)}, found no {', '.join(missing)}; "
-            "a plain state dict is loaded by models.build(name, spec, weights=path)"
+            "a plain state dict is loaded by models.build(name, spec, weights=path), "
+            f"in a notebook by network=NAME, weights={str(path)!r}"
         )
     name = content["model"]
     if expected is not None and name != expected:
         raise ValueError(f"{path}: expected a checkpoint of {expected!r}, got one of {name!r}")
     if name != expected and name not in catalog.MODELS and not name.startswith("torchvision:"):
         raise ValueError(
-            f"{path}: to load {name!r} the module would be imported; if you trust it, say expected={name!r}"
+            f"{path}: to load {name!r} the module would be imported; if you trust it, say expected={name!r}, "
+            f"in a notebook network={name!r}, weights={str(path)!r}"
         )
 
 
-def _build(content: dict) -> nn.Module:
+def _build(content: dict, folder: Path | None = None) -> nn.Module:
     """A new network of the checkpoint's name; torch's random numbers go on as if it had not been made."""
     spec = ImageSpec(**content["spec"])
     with torch.random.fork_rng(devices=[]):
-        return catalog.build(content["model"], spec, width=content["width"], **content["options"])
+        made = {"width": content["width"], "options": content["options"], "folder": folder}
+        return catalog.build(content["model"], spec, **made)
 
 
 def _check_plain(model: nn.Module, plain: nn.Module) -> None:

@@ -7,7 +7,9 @@ NEIGHBORS, FEWEST = 0.25, 30
 """The interval of a prediction is read from this share of the calibration rows, and from no fewer than this number."""
 
 
-def interval(values: ndarray, predicted: ndarray, residual: ndarray, *, level: float = 0.9) -> tuple[ndarray, ndarray]:
+def interval(
+    values: ndarray, predicted: ndarray, residual: ndarray, *, level: float = 0.9, distance: ndarray | None = None
+) -> tuple[ndarray, ndarray]:
     """Lower and upper ends (N,) of intervals that would have held the share ``level`` of comparable rows left out.
 
     Predictions are given as ``values`` (N,), those of the M calibration rows as ``predicted`` (M,), and their errors,
@@ -18,6 +20,10 @@ def interval(values: ndarray, predicted: ndarray, residual: ndarray, *, level: f
     calibration row has a prediction. Calibration rows are to be predicted by curves fitted without their own group
     (cross-conformal: Vovk 2015, arXiv 1208.0806).
 
+    Values of a network that is unlike those of the calibration rows are not comparable with them. Where its
+    ``distance`` (N,) is above 0 (`distance.measured`), the interval reaches as far as the largest |residual| of the
+    n (1 + distance) nearest rows, times 1 + distance, and never less far than without a distance.
+
     Rows of one network err together. A guarantee would take at least level / (1 - level) networks (Dunn et al.,
     arXiv 1809.07441); with fewer, measure their coverage (`fits.coverage`).
     """
@@ -26,10 +32,21 @@ def interval(values: ndarray, predicted: ndarray, residual: ndarray, *, level: f
     if not len(predicted):
         return numpy.full(len(values), numpy.nan), numpy.full(len(values), numpy.nan)
     count = min(len(predicted), max(FEWEST, round(NEIGHBORS * len(predicted))))
-    distance = numpy.abs(values[:, None] - predicted)
-    reach = numpy.partition(distance, count - 1, axis=1)[:, count - 1 : count]
-    width = [_rank(numpy.abs(residual[near]), level) for near in distance <= reach]
+    apart = numpy.abs(values[:, None] - predicted)
+    reach = numpy.partition(apart, count - 1, axis=1)[:, count - 1 : count]
+    errors = [numpy.abs(residual[near]) for near in apart <= reach]
+    width = numpy.array([_rank(some, level) for some in errors])
+    if distance is not None:
+        widest = (1 + distance) * _widest(apart, numpy.abs(residual), count * (1 + distance))
+        width = numpy.where(distance > 0, numpy.maximum(width, widest), width)
     return values - width, values + width
+
+
+def _widest(apart: ndarray, errors: ndarray, counts: ndarray) -> ndarray:
+    """For each line of distances (N, M) the largest of the errors (M,) of so many nearest columns."""
+    order = numpy.argsort(apart, axis=1, kind="stable")
+    upto = numpy.maximum.accumulate(errors[order], axis=1)
+    return upto[numpy.arange(len(apart)), numpy.minimum(numpy.ceil(counts).astype(int), len(errors)) - 1]
 
 
 def _rank(errors: ndarray, level: float) -> float:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from pandas import DataFrame, Series
 
-from rqlib.prediction import published
-from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, PSEUDO
+from rqlib.prediction import anatomy, published, titles
+from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, PSEUDO, SETTING
 
 TARGET = "accuracy_loss"
 NORMALIZED = "_normalized"
 PREFIXES = ("js_", "relative_error")
+SPREAD = "_std"
+"""Ending of a column that holds a spread over seeds (`workbook.summary`), not a measurement."""
 FRACTIONS = ("accuracy", "float_accuracy", TARGET, PSEUDO)
 LABELS = {
     TARGET: "accuracy loss (fraction)",
@@ -55,8 +57,10 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
 
     - accuracy_loss = (float_accuracy - accuracy) / float_accuracy, where the rows know both accuracies (those of a
       network that is to be predicted do not);
+    - title: a name for each network that no other one bears (`titles.titles`);
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
-    - the losses on generated images, where ``pseudo`` is given.
+    - plain features of the networks, as far as they can be known (`anatomy.completed`);
+    - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
 
     Args:
         rows: one row per network and format, with the columns model and format at least.
@@ -74,12 +78,15 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     for name in similarities(frame):
         if name.endswith(("_params", "_macs")) and name + NORMALIZED not in frame:
             frame[name + NORMALIZED] = frame[name] / _at_int4(frame, name)
+    frame = anatomy.completed(frame)
+    if "title" not in frame:
+        frame = frame.assign(title=titles.titles(frame))
     return frame if pseudo is None else _join(frame, published.losses(pseudo))
 
 
 def similarities(frame: DataFrame) -> list[str]:
     """Columns with a similarity of the weights as it was measured, not divided by the figure of INT_4."""
-    return [name for name in frame if name.startswith(PREFIXES) and not name.endswith(NORMALIZED)]
+    return [name for name in frame if name.startswith(PREFIXES) and not name.endswith((NORMALIZED, SPREAD))]
 
 
 def names(frame: DataFrame) -> list[str]:
@@ -111,30 +118,43 @@ def missing(frame: DataFrame, columns: Iterable[str]) -> str:
 
 
 def _check_unique(frame: DataFrame) -> None:
-    keys = [*_identity(frame), "format"]
+    keys = [*titles.identity(frame), "format"]
     twice = frame[frame.duplicated(keys)]
     if len(twice):
         first = ", ".join(f"{name} {twice[name].iloc[0]}" for name in keys)
         raise ValueError(f"expected one row per network and format, got {len(twice)} more than once (first: {first})")
 
 
-def _identity(frame: DataFrame) -> list[str]:
-    """Columns that tell networks apart: the run that they come from if the table says so, else their names."""
-    return ["run"] if "run" in frame else [name for name in NETWORK if name in frame]
-
-
 def _at_int4(frame: DataFrame, name: str) -> Series:
     """For each row its network's own figure at INT_4; NaN where there is none, or where it is 0."""
-    keys = _identity(frame)
+    keys = titles.identity(frame)
     own = frame[frame.format == "INT_4"].set_index(keys)[name]
     return published.looked_up(frame, keys, own[own > 0])
 
 
 def _join(frame: DataFrame, lost: DataFrame) -> DataFrame:
     """Rows with their losses on pseudo-data; prints for how many they were measured."""
-    keys = [name for name in (*NETWORK, "format") if name in frame and name in lost]
+    keys = [name for name in (*NETWORK, *SETTING, "format") if name in frame and name in lost]
     added = [name for name in GENERATORS.values() if name in lost]
-    joined = frame.drop(columns=added, errors="ignore").merge(lost[keys + added], how="left", on=keys, validate="m:1")
+    own = lost[lost.model.isin(frame.model)]
+    if own.duplicated(keys).any():
+        several = own[own.duplicated(keys)].iloc[0]
+        raise ValueError(
+            f"expected losses on pseudo-data of one network {several.model}, got several in format {several.format}; "
+            f"keep those of one, or give both tables more of the columns {', '.join((*NETWORK, *SETTING))}"
+        )
+    joined = frame.merge(own[keys + added], how="left", on=keys, validate="m:1", suffixes=("_before", ""))
     for name in added:
+        if f"{name}_before" in joined:
+            joined[name] = joined[name].fillna(joined.pop(f"{name}_before"))
         print(f"{name}: measured for {joined[name].notna().sum()} of {len(joined)} rows")
-    return joined
+    return joined.drop(columns=[name for name in added if joined[name].isna().all()])
+
+
+def overview(frame: DataFrame) -> DataFrame:
+    """One row per network of a `table`: the number of its formats, its float accuracy, its median and worst loss."""
+    networks = frame.groupby("title", sort=False)
+    columns = {"rows": networks.format.size()}
+    if "float_accuracy" in frame:
+        columns["float_accuracy"] = networks.float_accuracy.first()
+    return DataFrame(columns | {"median_loss": networks[TARGET].median(), "worst_loss": networks[TARGET].max()})

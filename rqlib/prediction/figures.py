@@ -24,7 +24,7 @@ POINTS = 300
 
 
 def model_curves(
-    frame: DataFrame, feature: str, models: Mapping[str, Fit], *, group: str = "model", title: str = ""
+    frame: DataFrame, feature: str, models: Mapping[str, Fit], *, group: str = "title", title: str = ""
 ) -> go.Figure:
     """Loss against one feature, one panel per network: its rows by kind of format, its own curve and R2.
 
@@ -49,7 +49,7 @@ def model_curves(
     return figure.update_layout(title=title, height=170 + 220 * rows, margin={"t": 100, "b": 80}, legend=legend)
 
 
-def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "model", title: str = "") -> go.Figure:
+def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "title", title: str = "") -> go.Figure:
     """Loss of all networks against one feature, the curve through all of them, and its 90% interval."""
     (feature,) = fit.features
     frame = frame.dropna(subset=[feature])
@@ -97,7 +97,7 @@ def _bars(board: DataFrame, name: str, color: str) -> go.Bar:
     )  # fmt: skip
 
 
-def measured_against_predicted(table: DataFrame, *, group: str = "model", title: str = "") -> go.Figure:
+def measured_against_predicted(table: DataFrame, *, group: str = "title", title: str = "") -> go.Figure:
     """Measured loss against the loss predicted without the network (`HeldOut.table`); bars are the intervals."""
     figure = go.Figure(_line([0, 1], [0, 1], "exact"))
     for name, some in table.groupby(group, sort=False):
@@ -116,7 +116,7 @@ def residuals(table: DataFrame, *, title: str = "What is left, by kind of format
         figure.add_trace(
             go.Box(
                 x=some.bits, y=some.residual, name=str(kind), boxpoints="all", pointpos=0, jitter=0.5, marker_size=4,
-                marker_color=plots.KINDS.get(kind, GREY), text=some.model + " " + some.format,
+                marker_color=plots.KINDS.get(kind, GREY), text=some.title + " " + some.format,
                 hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
             )
         )  # fmt: skip
@@ -150,14 +150,16 @@ def coverage(trial: HeldOut, *, level: float = 0.9, title: str = "Are the interv
     return figure.update_layout(title=title, showlegend=False, height=460, margin_t=100)
 
 
-def forecast(frame: DataFrame, tolerated_loss: float, *, title: str = "Predicted loss of every format") -> go.Figure:
+def forecast(
+    frame: DataFrame, tolerated_loss: float, *, level: float = 0.9, title: str = "Predicted loss of every format"
+) -> go.Figure:
     """A network's predicted loss and interval, format by format, the smallest first; also the measured loss if known.
 
-    ``frame`` is from `forecasting.predict`; the tolerated loss, a fraction, is drawn as a line.
+    ``frame`` is from `forecasting.predict` with the same level; the tolerated loss, a fraction, is drawn as a line.
     """
     within = frame.upper <= tolerated_loss
     figure = go.Figure([
-        _forecast(frame[~within], "predicted, 90% interval", plots.PALETTE[0]),
+        _forecast(frame[~within], f"predicted, {level:.0%} interval", plots.PALETTE[0]),
         _forecast(frame[within], "interval within the tolerated loss", plots.PALETTE[2]),
     ])  # fmt: skip
     if TARGET in frame:
@@ -174,9 +176,10 @@ def forecast(frame: DataFrame, tolerated_loss: float, *, title: str = "Predicted
 
 def _forecast(rows: DataFrame, name: str, color: str) -> go.Scatter:
     reach = {"array": rows.upper - rows.predicted, "arrayminus": rows.predicted - rows.lower}
+    unlike = rows.outside.where(rows.outside == "", "unlike in " + rows.outside)
     return go.Scatter(
         x=rows.format, y=rows.predicted, mode="markers", name=name, marker={"color": color, "size": 9},
-        error_y=reach | {"symmetric": False, "color": GREY}, text=rows.outside,
+        error_y=reach | {"symmetric": False, "color": GREY}, text=unlike,
         hovertemplate="%{x}<br>loss %{y:.3f}<br>%{text}<extra></extra>",
     )  # fmt: skip
 
@@ -194,7 +197,7 @@ def _dots(rows: DataFrame, feature: str, axis: Series | None, *, size: int = 7, 
     return go.Scatter(
         x=rows[feature] if axis is None else _shown(rows[feature], axis), y=rows[TARGET], mode="markers",
         marker={"size": size, "opacity": 0.75, **marker},
-        text=rows.model.astype(str) + " " + rows.format, customdata=rows[[feature]],
+        text=rows.title + " " + rows.format, customdata=rows[[feature]],
         hovertemplate="%{text}<br>%{customdata[0]:.4g} -> loss %{y:.3f}<extra></extra>",
     )  # fmt: skip
 

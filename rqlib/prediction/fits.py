@@ -51,7 +51,7 @@ class Fit:
         features: names of the columns that the curve reads.
         rows: number of rows that it was fitted to.
         r2, rmse, mae: in sample; the last two in units of y.
-        seen: smallest and largest value of each numeric feature.
+        seen: smallest and largest value of each numeric feature (`forecasting.fit`: of the plain ones too).
         calibration: (2, N), for each row the prediction by a curve fitted without the row's group, and the error
             y - prediction.
     """
@@ -80,10 +80,10 @@ class Fit:
         """y, and the predictions of the same rows by curves fitted without their group."""
         return self.calibration.sum(axis=0), self.calibration[0]
 
-    def predict(self, x, *, level: float = 0.9) -> DataFrame:
+    def predict(self, x, *, level: float = 0.9, distance: ndarray | None = None) -> DataFrame:
         """Columns predicted, lower and upper (`conformal.interval`), one row for each row of x, given as to `fit`."""
         values = self.curve.predict(matrix(x, self.features))
-        lower, upper = conformal.interval(values, *self.calibration, level=level)
+        lower, upper = conformal.interval(values, *self.calibration, level=level, distance=distance)
         index = x.index if isinstance(x, DataFrame) else None
         return DataFrame({"predicted": values, "lower": lower, "upper": upper}, index=index)
 
@@ -119,7 +119,7 @@ def fit(x, y, family: str, *, groups=None) -> Fit:
     )
 
 
-def fit_each(frame: DataFrame, feature: str, family: str, *, group: str = "model") -> DataFrame:
+def fit_each(frame: DataFrame, feature: str, family: str, *, group: str = "title") -> DataFrame:
     """Every network by a curve of its own: a table of `Fit`, one row per network, one column per family.
 
     ``fit_each(...).map(lambda fit: fit.r2)`` is the table of their R2.
@@ -140,7 +140,7 @@ class HeldOut:
     """Predictions of rows by curves that have not seen their group.
 
     Attributes:
-        frame: the rows.
+        frame: the rows. A column ``distance`` says how unlike the other networks each row's network is.
         target: the column that was predicted.
         group: the column whose values were left out, one at a time.
         cross: table (groups, rows). The line of group a holds the prediction of every row by a curve fitted without
@@ -172,8 +172,9 @@ class HeldOut:
         own = self.frame[self.group].astype(str) == name
         values, known = self.cross.loc[name, own], self.cross.loc[name, ~own].dropna()
         left = self.frame[self.target] - known
+        distance = self.frame.distance[own].to_numpy() if "distance" in self.frame else None
         lower, upper = conformal.interval(
-            values.to_numpy(), known.to_numpy(), left[known.index].to_numpy(), level=level
+            values.to_numpy(), known.to_numpy(), left[known.index].to_numpy(), level=level, distance=distance
         )
         return DataFrame({"predicted": values, "lower": lower, "upper": upper})
 
@@ -191,7 +192,8 @@ def cross(frame: DataFrame, features: Sequence[str], target: str, group: str, fa
     if len(names) < 2:
         raise ValueError(
             f"expected at least 2 values of {group!r} to leave one out, got {len(names)} ({', '.join(names)}); "
-            "add rows of other networks, or read the error in sample (prediction.fit)"
+            "add rows of other networks, leave out the values of another column (title), "
+            "or read the error in sample (prediction.fit)"
         )
     x, y = _checked(matrix(frame, features), frame[target].to_numpy(float), family, features)
     found = _cross(x, y, codes, family, pairs=True)

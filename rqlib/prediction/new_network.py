@@ -2,19 +2,31 @@
 
 from typing import NamedTuple
 
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.prediction import forecasting
+from rqlib.prediction import distance, fits, forecasting
+from rqlib.prediction.fits import HeldOut
 from rqlib.prediction.forecasting import Predictor
+from rqlib.prediction.published import PSEUDO
 from rqlib.prediction.ranking import Trial
 
 
 class Forecast(NamedTuple):
-    """The table of `forecasting.predict`, one row per format, and the predictors whose mean it is."""
+    """What is predicted of a network.
+
+    Attributes:
+        table: of `forecasting.predict`, one row per format.
+        predictors: those whose mean it is.
+        unlike: of `distance.unlike`, one row per feature in which the network lies outside what was measured.
+        judged: the measured networks, each predicted in the same way as if it were new (`Trial.judged`): how far
+            such a forecast can be trusted.
+    """
 
     table: DataFrame
     predictors: tuple[Predictor, ...]
+    unlike: DataFrame
+    judged: HeldOut
 
 
 def forecast(
@@ -23,24 +35,97 @@ def forecast(
     """Predict the loss of a new network in every format.
 
     The predictors that did best in the trial, among those whose columns the network has, are fitted to the measured
-    networks; their mean is the prediction.
+    networks; their mean is the prediction. Where the network's loss on generated images is known, only predictors
+    that read it are used (`Trial.best`).
 
     Args:
         trial: from `prediction.leaderboard` of ``losses``.
         losses: the measured networks, from `prediction.table`.
-        new: the same table of another network; or the name of one in ``losses`` that plays the new network. It is
-            then left out of the choice of predictors and of their fit.
+        new: the same table of another network; or the title of one in ``losses`` that plays the new network. All
+            rows of its group are then left out of the choice of predictors and of their fit.
         level: share of comparable rows that the intervals shall hold.
 
     Raises:
-        ValueError: no network has this name; the new network has no column that a predictor reads.
+        ValueError: no network has this title, or several have this name; the new network has no column that a
+            predictor reads.
     """
     known, left_out = losses, None
     if isinstance(new, str):
-        names, left_out = losses[group].astype(str), new
-        if left_out not in set(names):
-            raise ValueError(did_you_mean(group, left_out, names.unique()))
-        known, new = losses[names != left_out], losses[names == left_out]
-    best = trial.best(new.columns[new.notna().any()], without=left_out)
+        names, own = losses[group].astype(str), played(losses, new, group)
+        left_out = names[own].iloc[0]
+        known, new = losses[names != left_out], losses[own]
+    columns = new.columns[new.notna().any()]
+    best = trial.best(columns, without=left_out)
+    if any(name.startswith(PSEUDO) for name in columns) and not any(_reads_pseudo(one) for one in best):
+        print("losses on generated images are known of this network, but not of the measured ones: not used")
     fit = forecasting.fit(known, best, group=group)
-    return Forecast(forecasting.predict(new, fit, level=level), best)
+    table = forecasting.predict(new, fit, level=level)
+    return Forecast(table, best, distance.unlike(new, fit.seen), trial.judged(columns))
+
+
+def _reads_pseudo(one: Predictor) -> bool:
+    return any(name.startswith(PSEUDO) for name in one.features)
+
+
+def played(losses: DataFrame, name: str, group: str = "model") -> Series:
+    """Which rows belong to the network with this title, or to the only network of the group with this name.
+
+    Raises:
+        ValueError: there is none, or there are several; the message names them.
+    """
+    names = losses[group].astype(str)
+    titles = losses.title if "title" in losses else names
+    if (titles == name).any():
+        return titles == name
+    several = titles[names == name].unique()
+    if len(several) > 1:
+        raise ValueError(f"expected one network, {name!r} are {len(several)}: {'; '.join(several)}; name one of them")
+    if not len(several):
+        raise ValueError(did_you_mean(group, name, dict.fromkeys([*titles, *names])))
+    return names == name
+
+
+def judged_by_network(table: DataFrame) -> DataFrame:
+    """How good forecasts of the measured networks are: one row per network of a `HeldOut.table` of `Forecast.judged`.
+
+    Columns: rows; mae, the mean absolute error; coverage, the share of rows whose interval holds the measured loss;
+    width, the mean width of the intervals; distance, the largest of the rows', and the features ``outside``.
+    """
+    networks = table.groupby("title", sort=False)
+    columns = {
+        "rows": networks.size(),
+        "mae": networks.residual.apply(lambda left: left.abs().mean()),
+        "coverage": networks.apply(fits.coverage),
+        "width": networks.apply(lambda rows: (rows.upper - rows.lower).mean()),
+        "distance": networks.distance.max(),
+        "outside": networks.outside.apply(_together),
+    }
+    return DataFrame(columns).dropna(axis="columns", how="all")
+
+
+def _together(names: Series) -> str:
+    """Each name once, of texts with several names."""
+    return ", ".join(dict.fromkeys(name for text in names if text for name in text.split(", ")))
+
+
+def familiarity(forecast: Forecast) -> str:
+    """One sentence: whether the network lies within what was measured, and if not, in what and how far outside."""
+    table, unlike = forecast.table, forecast.unlike
+    outside = int((table.distance > 0).sum())
+    if not outside:
+        return f"all {len(table)} formats lie within what was measured"
+    parts = [
+        f"{row.feature} {_number(row.value)} (measured: {_number(row.measured_from)} to {_number(row.measured_to)})"
+        for row in unlike.itertuples()
+    ]
+    furthest = table.distance.max()
+    return (
+        f"unlike the measured networks: {outside} of {len(table)} formats lie outside what was measured, in "
+        f"{'; '.join(parts)}. There the interval is the widest error of any network left out, times up to "
+        f"{1 + furthest:.2f}, because the network lies up to {furthest:.2f} ranges outside"
+    )
+
+
+def _number(value: float) -> str:
+    """Whole numbers in full, others with three digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas
 from pandas import DataFrame, Series
 
+from rqlib.core import files
 from rqlib.core.vocabulary import did_you_mean
 from rqlib.data.datasets import data_root
 
@@ -23,6 +24,8 @@ FLOAT = "FP32"
 """The format of rows of the float network itself."""
 NETWORK = ("dataset", "model", "width", "seed")
 """Columns that tell networks apart, those of them that a table has."""
+SETTING = {"granularity": "tensor", "ranges": "minmax", "nonnegative": "signed", "bias": "float"}
+"""Column of a setting -> what it was in rows that do not say. The words are those of `quantization.ptq`."""
 PSEUDO = "pseudo_accuracy_loss"
 GENERATORS = {"boundary": f"{PSEUDO}_boundary", "trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
 """Name of a set of generated images -> our column for the accuracy that is lost on it."""
@@ -30,19 +33,29 @@ PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
 """Published name -> our name of similarities whose weights are shares in percent, so that they are 100 times ours."""
 
 
-def read_csv(path: str | Path, columns: Sequence[str] = ("model", "format", "accuracy")) -> DataFrame:
-    """Read a CSV file that has at least these columns.
+def read_table(path: str | Path, columns: Sequence[str] = ("model", "format", "accuracy")) -> DataFrame:
+    """Read a table that has at least these columns: a CSV or Parquet file, or the folder of a run (its rows.parquet).
 
-    The path is relative to the folder of data (the variable ``RQLIB_DATA``) or absolute.
+    The path is absolute, or relative to the working folder, to the workbook's folder, or to the folder of data (the
+    variable ``RQLIB_DATA``): the first of these that has it.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file; columns are missing.
+        FileNotFoundError: there is no such file; the message says where it was looked for.
+        ValueError: it is no table; columns are missing.
     """
-    path = data_root() / path
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a table (CSV) at {path}, found no file")
-    frame = pandas.read_csv(path)
-    require(frame, columns, str(path))
+    places = [folder / path for folder in (Path.cwd(), files.project_root(), data_root())]
+    places = [place / "rows.parquet" if place.is_dir() else place for place in dict.fromkeys(places)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"expected a table (CSV, Parquet, or the folder of a finished run), found none at "
+            f"{' or '.join(map(str, dict.fromkeys(places)))}"
+        )
+    try:
+        frame = pandas.read_parquet(found) if found.suffix == ".parquet" else pandas.read_csv(found)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{found}: expected a table (CSV or Parquet), got {error}") from error
+    require(frame, columns, str(found))
     return frame
 
 
@@ -85,16 +98,21 @@ def losses(rows: DataFrame) -> DataFrame:
     """Loss of accuracy on generated images: one row per network and format, one column per generator.
 
     loss = (a_FP32 - a) / a_FP32 of the column pseudo_clean of rows in either form (`by_generator`). `GENERATORS` names
-    the columns.
+    the columns. Rows of `04_generator` have these columns already, for more formats than were attacked: they are kept.
 
     Raises:
         ValueError: columns are missing, accuracies are in percent, or a network has no row FP32.
     """
+    keys = [name for name in (*NETWORK, *SETTING) if name in rows]
+    if known := [name for name in GENERATORS.values() if name in rows]:
+        require(rows, ("model", "format"), "the table of pseudo-data")
+        check_fractions(rows, known)
+        return rows[rows.format != FLOAT][[*keys, "format", *known]].dropna(subset=known, how="all")
     rows = by_generator(rows)
     require(rows, ("model", "generator", "format", "pseudo_clean"), "the table of pseudo-data")
     check_fractions(rows, ["pseudo_clean"])
-    keys = [name for name in NETWORK if name in rows]
-    wide = rows.pivot_table(index=[*keys, "format"], columns="generator", values="pseudo_clean").reset_index()
+    each = rows.groupby([*keys, "format", "generator"], dropna=False).pseudo_clean.mean().dropna()
+    wide = each.unstack("generator").reset_index()
     if unknown := set(wide) - {*keys, "format", *GENERATORS}:
         raise ValueError(did_you_mean("generator", str(min(unknown)), GENERATORS))
     whole = wide[wide.format == FLOAT].set_index(keys)

@@ -8,14 +8,15 @@ it is judged on.
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy
 import pandas
 from pandas import DataFrame
 
+from rqlib.prediction import distance, fits
 from rqlib.prediction import features as features_
-from rqlib.prediction import fits
 from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import HeldOut
 from rqlib.prediction.forecasting import Predictor
@@ -71,6 +72,9 @@ class Trial(NamedTuple):
     def best(self, columns: Iterable[str], *, without: str | None = None) -> tuple[Predictor, ...]:
         """The `BEST` predictors, by their squared error on rows left out, for a new network with these columns.
 
+        If losses on generated images are among the columns, only predictors that read one are considered: the
+        similarity of weights cannot see what it costs that signals exceed their ranges, and generated images can.
+
         Args:
             columns: the columns that are known of the new network.
             without: name of the group that plays the new network. The choice then rests on the other groups, each
@@ -79,18 +83,42 @@ class Trial(NamedTuple):
         Raises:
             ValueError: every predictor (the baselines do not count) reads a column that is not known.
         """
-        known = set(columns)
-        rivals = {one: trial for one, trial in self.held_out.items() if _is_rival(one) and known >= set(one.features)}
-        if not rivals:
-            wanted = sorted({name for one in self.held_out if _is_rival(one) for name in one.features})
-            raise ValueError(f"expected a network with some of the columns {', '.join(wanted)}, got none of them")
+        rivals = self._rivals(columns)
         rows, first = _common(rivals), next(iter(rivals.values()))
         others = first.frame.loc[rows, first.group].astype(str) != without
         return _best(rivals, rows[others], without)
 
     def judged(self, columns: Iterable[str]) -> HeldOut:
-        """Predictions of rows left out: of the line that chooses, or else of the best predictor with these columns."""
-        return self.chosen or self.held_out[self.best(columns)[0]]
+        """How good a forecast of a network with these columns is: each measured network predicted as if it were new.
+
+        Predictions are the mean of the best predictors chosen without the network; of fewer than three networks or
+        two predictors, those of the best one. The column ``distance`` of the frame says how unlike the others each
+        network is, so that its interval is as wide as it would be for a new network; ``outside`` says in what.
+        """
+        columns = [*columns]
+        rivals = self._rivals(columns)
+        first = next(iter(rivals.values()))
+        nested = len(rivals) > 1 and first.frame[first.group].nunique() > 2
+        found = choose(rivals) if nested else self.held_out[self.best(columns)[0]]
+        groups = found.frame[found.group].astype(str)
+        far = [self._distance(found.frame, groups == name, columns, name) for name in found.cross.index]
+        return replace(found, frame=found.frame.assign(**pandas.concat(far).loc[found.frame.index]))
+
+    def _rivals(self, columns: Iterable[str]) -> dict[Predictor, HeldOut]:
+        known = set(columns)
+        rivals = {one: trial for one, trial in self.held_out.items() if _is_rival(one) and known >= set(one.features)}
+        if not rivals:
+            wanted = sorted({name for one in self.held_out if _is_rival(one) for name in one.features})
+            raise ValueError(f"expected a network with some of the columns {', '.join(wanted)}, got none of them")
+        lost = {one: trial for one, trial in rivals.items() if any(name.startswith(PSEUDO) for name in one.features)}
+        return lost or rivals
+
+    def _distance(self, frame: DataFrame, own: pandas.Series, columns: list[str], name: str) -> DataFrame:
+        """How far the rows of one group lie outside the others, in the features of the predictors chosen without it."""
+        names = dict.fromkeys(feature for one in self.best(columns, without=name) for feature in one.features)
+        others = frame[~own]
+        seen = {feature: (others[feature].min(), others[feature].max()) for feature in names}
+        return distance.measured(frame[own], distance.plain_seen(others) | seen)
 
 
 def leaderboard(
@@ -113,7 +141,7 @@ def leaderboard(
         level: share of the rows left out that their intervals shall hold.
     """
     frame = features_.complete(frame, [TARGET, group])
-    chosen = [*(candidates(frame) if chosen is None else chosen)]
+    chosen = _comparable(frame, [*(candidates(frame) if chosen is None else chosen)], group)
     missing = features_.missing(frame, [name for one in chosen for name in one.features])
     if missing:
         print(f"of {len(frame)} rows some have no value and are left out where it is needed: {missing}")
@@ -127,6 +155,17 @@ def leaderboard(
         lines.append({"predictor": CHOSEN} | in_sample | _left_out(nested, level))
     board = DataFrame(lines).sort_values("held_out_r2", ascending=False, kind="stable", ignore_index=True)
     return Trial(board, trials, nested)
+
+
+def _comparable(frame: DataFrame, chosen: list[Predictor], group: str) -> list[Predictor]:
+    """The predictors whose features are known of two groups at least; prints the features that are not."""
+    if frame[group].nunique() < 2:
+        return chosen  # `fits.cross` says what is missing
+    names = dict.fromkeys(name for one in chosen for name in one.features if name in frame)
+    rare = [name for name in names if frame[group][frame[name].notna()].nunique() < 2]
+    if rare:
+        print(f"known of fewer than two values of {group}, so no predictors: {', '.join(rare)}")
+    return [one for one in chosen if not set(one.features) & set(rare)]
 
 
 def _is_rival(one: Predictor) -> bool:

@@ -14,13 +14,14 @@ NARROW = {"layout": {"width": "215px"}, "style": {"description_width": "62px"}}
 
 
 def r2_explorer(frame: DataFrame, *, group: str = "model") -> widgets.Explorer:
-    """Controls for data sets, models, feature and family above a figure of the chosen rows and their curve.
+    """Controls for data sets, networks, feature and family above a figure of the chosen rows and their curve.
 
     ``frame`` is a table from `prediction.table`; the values of the column ``group`` are left out, one at a time.
     """
+    frame = frame if "dataset" in frame else frame.assign(dataset="not named")
 
-    def draw(datasets: tuple, models: tuple, feature: str, family: str) -> go.Figure:
-        rows = frame[frame.dataset.isin(datasets) & frame.model.isin(models)].dropna(subset=[feature, TARGET])
+    def draw(datasets: tuple, networks: tuple, feature: str, family: str) -> go.Figure:
+        rows = frame[frame.dataset.isin(datasets) & frame.title.isin(networks)].dropna(subset=[feature, TARGET])
         try:
             return r2_figure(rows, feature, family, group=group)
         except ValueError as error:
@@ -29,7 +30,7 @@ def r2_explorer(frame: DataFrame, *, group: str = "model") -> widgets.Explorer:
     return widgets.explorer(
         draw,
         datasets=_several(frame.dataset, "datasets"),
-        models=_several(frame.model, "models"),
+        networks=_several(frame.title, "networks"),
         feature=ipywidgets.Dropdown(options=features.names(frame), description="feature", **NARROW),
         family=ipywidgets.Dropdown(options=FAMILIES, description="family", value="rational_3", **NARROW),
     )

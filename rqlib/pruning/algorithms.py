@@ -4,7 +4,6 @@ Each phase (pretrain, prune, fine-tune) has an objective of its own. The methods
 as it is, and return a masked copy.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rqlib import data, training
-from rqlib.core import runtime
+from rqlib.core import parametrizations, runtime
+from rqlib.core.entry import classifier
 from rqlib.core.parametrizations import steps_of
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
 from rqlib.data import ImageDataset
@@ -68,6 +68,7 @@ def hydra(model: nn.Module, kept: float, phase: Phase, *, structure: str = "weig
 
     Source: HYDRA, Sehwag et al. 2020, arXiv 2002.10509. ``norms``: BatchNorm is trained too.
     """
+    model = classifier(model)
     scored = with_scores(model, kept, structure=structure, image=phase.image, norms=norms)
     phase.fit(scored, f"hydra-{kept}-{structure}")
     return settled(scored, model)
@@ -91,9 +92,10 @@ def admm(
 
     Source: Zhang et al. 2018, arXiv 1804.03294.
     """
+    model = classifier(model)
     weights = masks.dense_weights(model, kept)
     rule = masks.rule(model, structure, scope=scope, image=phase.image)
-    anchored, sparse = copy.deepcopy(model), rule(weights, kept)
+    anchored, sparse = parametrizations.copied(model), rule(weights, kept)
     for name in weights.keys() & sparse.keys():
         attach(anchored, name, Anchored(weights[name] * sparse[name], rho))
     hook = partial(_move_anchors, partial(rule, kept=kept), growth, every)
@@ -109,6 +111,7 @@ def multi_step(
 
     In epoch t of T the fraction ``kept^(t / T)`` stays.
     """
+    model = classifier(model)
     rule, epochs = masks.rule(model, structure, scope=scope, image=phase.image), phase.recipe.epochs
     first = rule(masks.dense_weights(model, kept), kept ** (1 / epochs))
     masked, hook = apply_masks(model, first), partial(_tighten, rule, kept, epochs)
@@ -150,6 +153,7 @@ def run(
     """
     if method not in METHODS:
         raise ValueError(did_you_mean("method", method, METHODS))
+    model = classifier(model)
     masked = METHODS[method](model, kept, pruning, structure=structure, **options)
     exact = {"structure": structure, "scope": options.get("scope", "layer")}
     masks.check(masked, kept, **exact)

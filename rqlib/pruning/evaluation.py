@@ -49,8 +49,9 @@ def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int =
     """What the networks that keep about a tenth lose in an INT format, without any more training.
 
     Weights and signals are quantized (`quantization.ptq`); everything is computed in float32. One row per method, with
-    the columns method (``lwm INT_8``), kept, images, model, width, pretrained_for, clean_accuracy, robust_accuracy,
-    and by how much these changed since `score`, whose rows are ``scored``: clean_change, robust_change.
+    the columns method (``lwm INT_8``), kept, images, model, width, pretrained_for, weights, clean_accuracy,
+    robust_accuracy, and by how much these changed since `score`, whose rows are ``scored``: clean_change,
+    robust_change.
     """
     share, rows = min((kept for _, kept in networks), key=lambda kept: abs(kept - 0.1)), []
     calibration = plan.images.calibration(CALIBRATION_IMAGES)
@@ -60,7 +61,7 @@ def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int =
             clean = measures.accuracy(quantized, *plan.images.test)
             robust = _era(quantized, plan, f"era-{method}-{share}-int{bits}")
         before = scored[(scored.method == method) & (scored.kept == share)].iloc[0]
-        row = {"method": f"{method} INT_{bits}", "kept": share, **plan.origin}
+        row = {"method": f"{method} INT_{bits}", "kept": share, **plan.origin, "weights": before.weights}
         row |= {"clean_accuracy": clean, "robust_accuracy": robust}
         row |= {"clean_change": clean - before.clean_accuracy, "robust_change": robust - before.robust_accuracy}
         rows.append(row)

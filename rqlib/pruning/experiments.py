@@ -1,7 +1,9 @@
 """Every method at every size, networks hidden in others, and how much data and time choosing takes."""
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from pandas import DataFrame
@@ -27,9 +29,14 @@ def methods(dense: nn.Module, names: Sequence[str], kept: Sequence[float], plan:
 
     Args:
         names: of `METHODS`, or ``scratch``: a narrower network with as many weights as stay, trained for the epochs
-            of all phases.
+            of all phases. It is left out, with a warning, if the network is none of `MODELS`.
         kept: fractions of the weights that stay.
     """
+    if SCRATCH in names and plan.model not in models.MODELS:
+        names = [name for name in names if name != SCRATCH]
+        warnings.warn(
+            f"scratch is left out: only the library's own networks can be narrower, not {plan.model}", stacklevel=2
+        )
     make = {SCRATCH: _from_scratch}
     return {(name, share): make.get(name, _pruned)(name, dense, share, plan) for name in names for share in kept}
 
@@ -42,7 +49,7 @@ def hidden(objectives: Sequence[str], plan: Plan) -> DataFrame:
     rows = []
     for trained in objectives:
         runtime.seed_everything(plan.seed)
-        network, folder = models.build(plan.model, plan.images.spec, width=plan.width), f"hidden-{trained}"
+        network, folder = plan.build(), f"hidden-{trained}"
         plan.phase("pretrain", folder, objective=trained).fit(network, "pretrain")
         for chosen in ("none", *objectives):
             found = network
@@ -73,13 +80,16 @@ def ablate(
     return DataFrame(rows)
 
 
-def compact(name: str, spec: ImageSpec, weights: int, *, width: float = 1.0) -> nn.Module:
+def compact(
+    name: str, spec: ImageSpec, weights: int, *, width: float = 1.0, options: Mapping | None = None
+) -> nn.Module:
     """The widest new network of its kind, up to ``width``, with at most so many weights; ValueError if none exists."""
+    build = partial(models.build, name, spec, options=options)
 
     def weights_at(width: float) -> int:
         try:
             with torch.device("meta"):
-                return cost.weight_count(models.build(name, spec, width=width))
+                return cost.weight_count(build(width=width))
         except ValueError:  # too narrow to be built
             return 0
 
@@ -87,7 +97,7 @@ def compact(name: str, spec: ImageSpec, weights: int, *, width: float = 1.0) -> 
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if weights_at(middle) <= weights else (low, middle)
-    return models.build(name, spec, width=low)
+    return build(width=low)
 
 
 def _pruned(method: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Module:
@@ -103,6 +113,6 @@ def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Mo
     """A narrower network with as many weights as stay, trained for the objective of fine-tuning."""
     runtime.seed_everything(plan.seed)
     weights = round(kept * cost.weight_count(dense))
-    network = compact(plan.model, plan.images.spec, weights, width=plan.width)
+    network = compact(plan.model, plan.made_for, weights, width=plan.width, options=plan.options)
     plan.phase(SCRATCH, f"{name}-{kept}").fit(network, SCRATCH)
     return network

@@ -4,9 +4,8 @@ All weights of convolutions and linear layers can be removed. Biases and BatchNo
 that is removed as a whole. ``kept`` = 1 - sparsity is the fraction of weights that stay.
 """
 
-import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pandas
@@ -14,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rqlib.core import layers, projections
+from rqlib.core import layers, parametrizations, projections
+from rqlib.core.entry import classifier
 from rqlib.core.parametrizations import steps_of
 from rqlib.core.vocabulary import did_you_mean
 from rqlib.pruning import channels
-from rqlib.pruning.channels import Channels
 from rqlib.pruning.parametrizations import Masked, attach
+from rqlib.pruning.pools import Channels
 
 Masks = dict[str, Tensor]
 """Name of a tensor (``features.0.weight``) -> bool mask, True is kept, of a shape that broadcasts against it."""
@@ -86,19 +86,20 @@ def magnitude_masks(
     Raises:
         ValueError: as `rule`; kept is not above 0 and at most 1; the network is already pruned.
     """
+    model = classifier(model)
     masks = rule(model, structure, scope=scope, image=image)(dense_weights(model, kept), kept)
     _say_empty(kept, [name for name, mask in masks.items() if not mask.any()])
     return masks
 
 
 def dense_weights(model: nn.Module, kept: float) -> Weights:
-    """The weights that can be removed.
+    """The weights that can be removed. A weight that several layers share has the name of the first.
 
     Raises:
         ValueError: a weight is parametrized, or fewer of its values are not 0 than the fraction ``kept`` would keep.
     """
     weights = {}
-    for name, layer in layers.weighted_layers(model):
+    for name, layer in _unshared(model):
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"{name}: expected a plain weight, found a parametrized one; parametrizations.bake first")
         weight, nonzero = layer.weight.detach(), int(layer.weight.count_nonzero())
@@ -112,8 +113,11 @@ def dense_weights(model: nn.Module, kept: float) -> Weights:
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy of a network in which these tensors are masked (`Masked`); a ValueError refuses masks of another one."""
-    masked = copy.deepcopy(model)
+    """A copy of a network in which these tensors are masked (`Masked`); a ValueError refuses masks of another one.
+
+    A tensor that several layers share, whose mask bears the name of the first, is masked in all of them.
+    """
+    masked = parametrizations.copied(classifier(model))
     shapes = {name: parameter.shape for name, parameter in masked.named_parameters()}
     for name, mask in masks.items():
         if name not in shapes or not _fits(mask.shape, shapes[name]):
@@ -125,12 +129,12 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 def achieved(model: nn.Module) -> pandas.DataFrame:
-    """How much of a network stays: one row per convolution or linear layer.
+    """How much of a network stays: one row per convolution or linear layer with a weight of its own.
 
     Columns: layer, weights, stay (how many its mask keeps), nonzero, kept (the fraction stay / weights).
     """
     masks, rows = {name: step.mask for name, step in steps_of(model, Masked).items()}, []
-    for name, layer in layers.weighted_layers(model):
+    for name, layer in _unshared(model):
         mask = masks.get(f"{name}.weight", torch.ones((), dtype=torch.bool))
         count, nonzero = int(mask.expand_as(layer.weight).sum()), int(layer.weight.count_nonzero())
         rows.append((name, layer.weight.numel(), count, nonzero))
@@ -156,6 +160,17 @@ def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: s
     return found
 
 
+def _unshared(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of every convolution and linear layer, without those whose weight an earlier one holds."""
+    seen: set[int] = set()
+    for name, layer in layers.weighted_layers(model):
+        masked = parametrize.is_parametrized(layer, "weight")
+        stored = id(layer.parametrizations.weight.original if masked else layer.weight)
+        if stored not in seen:
+            yield name, layer
+        seen.add(stored)
+
+
 def _say_empty(kept: float, empty: list[str]) -> None:
     """Warn of layers without any weight."""
     if empty:
@@ -172,7 +187,10 @@ def channel_norms(weights: Weights, found: Channels) -> Tensor:
 
 
 def best_channels(norms: Tensor, pools: list[Tensor], kept: float) -> Tensor:
-    """Whether each channel stays, bool: in each pool of C channels the ``round(kept C)`` largest, at least one."""
+    """Whether each channel stays, bool: in each pool of C channels the ``round(kept C)`` largest, at least one.
+
+    Channels that are in no pool stay.
+    """
     stays = torch.ones_like(norms, dtype=torch.bool)
     for numbers in pools:
         count = max(1, projections.kept_count(kept, len(numbers)))
@@ -181,15 +199,16 @@ def best_channels(norms: Tensor, pools: list[Tensor], kept: float) -> Tensor:
 
 
 def channel_rows(model: nn.Module, found: Channels) -> dict[str, Tensor]:
-    """Name of each tensor that writes only removable channels -> their numbers, which broadcast against it."""
+    """Name of each tensor that writes channels of a pool -> the numbers of all of its channels, to broadcast."""
     pooled = torch.zeros_like(found.fixed)
     for numbers in found.pools():
         pooled[numbers] = True
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # shared ones: that of the first
     return {
-        f"{layer}.{name}": rows.view(-1, *[1] * (parameter.dim() - 1))
+        names[id(parameter)]: rows.view(-1, *[1] * (parameter.dim() - 1))
         for layer, rows in found.writes.items()
-        if pooled[rows].all()
-        for name, parameter in model.get_submodule(layer).named_parameters(recurse=False)
+        if pooled[rows].any()
+        for parameter in model.get_submodule(layer).parameters(recurse=False)
     }
 
 

@@ -2,7 +2,7 @@
 
 For each layer it holds the nonzero weights, as they are or by their numbers in a codebook, and an index of where they
 are: a bitmap, or gaps in Rice's code (Rice and Plaunt 1971). Everything else is stored as it is, after a header of
-compressed JSON. Loading never executes anything from the file.
+compressed JSON. A tensor that two layers share is stored once. Loading never executes anything from the file.
 """
 
 import io
@@ -30,8 +30,10 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
     """Write a plain network (`parametrizations.bake`) to a file, atomically; arguments and errors as `models.save`."""
     content = checkpoints.content(model, name, spec, **options)
     weights = {f"{layer}.weight" for layer, _ in layers.weighted_layers(model)}
-    encoded = {key: (_sparse if key in weights else _raw)(tensor) for key, tensor in content.pop("state").items()}
-    how = [[key, *description] for key, (description, _) in encoded.items()]
+    state = content.pop("state")
+    same = _repeated(state)
+    encoded = {key: (_sparse if key in weights else _raw)(state[key]) for key in state if key not in same}
+    how = [[key, *description] for key, (description, _) in encoded.items()] + [list(pair) for pair in same.items()]
     header = zlib.compress(json.dumps([content, how], separators=(",", ":")).encode(), 9)
     body = header + b"".join(stream for _, stream in encoded.values())
     with files.atomic(path) as part:
@@ -47,8 +49,19 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
         raise ValueError(f"{path}: not a whole compressed network; write it by pruning.pack")
     content, how = json.loads(zlib.decompress(whole[start : start + size]))
     stream = io.BytesIO(whole[start + size :])
-    state = {name: _decoded(stream, shape, dtype, *coding) for name, shape, dtype, *coding in how}
+    state: dict[str, Tensor] = {}
+    for name, *description in how:
+        state[name] = state[description[0]] if len(description) == 1 else _decoded(stream, *description)
     return checkpoints.rebuilt(path, content | {"state": state}, expected)
+
+
+def _repeated(state: dict[str, Tensor]) -> dict[str, str]:
+    """Name of each tensor that is stored already under another name -> that name."""
+    first: dict[tuple, str] = {}
+    names = {
+        name: first.setdefault((t.data_ptr(), t.shape, t.stride()), name) for name, t in state.items() if t.numel()
+    }
+    return {name: other for name, other in names.items() if name != other}
 
 
 def _raw(tensor: Tensor) -> tuple[list, bytes]:

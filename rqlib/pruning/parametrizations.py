@@ -1,12 +1,12 @@
 """What stands between a stored weight and the pruned one: a mask, scores that choose it, or the pull of ADMM."""
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from rqlib.core import parametrizations
 from rqlib.core.parametrizations import steps_of
 
 
@@ -87,9 +87,12 @@ class Anchored(nn.Module):
 
 
 def attach(model: nn.Module, name: str, step: nn.Module) -> None:
-    """Let a tensor (``features.0.weight``) pass a parametrization, in place."""
-    owner, _, tensor = name.rpartition(".")
-    parametrize.register_parametrization(model.get_submodule(owner), tensor, step, unsafe=True)
+    """Let a tensor (``features.0.weight``) pass a parametrization, in place; in all layers that share the tensor."""
+    owner, _, key = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), key)
+    homes = [(part, other) for part in model.modules() for other, held in part._parameters.items() if held is tensor]
+    for layer, other in homes:
+        parametrize.register_parametrization(layer, other, step, unsafe=True)
 
 
 def stored_name(name: str) -> str:
@@ -105,7 +108,7 @@ def stored(model: nn.Module, kind: type) -> dict[str, Tensor]:
 
 def with_state(plain: nn.Module, parametrized: nn.Module) -> nn.Module:
     """A copy of a plain network with the stored weights and the statistics of the same network, parametrized."""
-    copied, state = copy.deepcopy(plain), parametrized.state_dict()
+    copied, state = parametrizations.copied(plain), parametrized.state_dict()
     sources = {name: stored_name(name) for name in copied.state_dict()}
     copied.load_state_dict({name: state[source if source in state else name] for name, source in sources.items()})
     return copied

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rqlib import attacks, training
+from torch import nn
+
+from rqlib import attacks, models, training
 from rqlib.core.projections import Ball
-from rqlib.core.vocabulary import Attack, did_you_mean
+from rqlib.core.vocabulary import Attack, ImageSpec, did_you_mean
 from rqlib.data import ImageDataset
 from rqlib.pruning.algorithms import Phase
 from rqlib.training import objectives
@@ -31,6 +33,8 @@ class Plan:
         attack_steps: steps of PGD in training and on the validation images, each ``2.5 epsilon / steps`` long.
         era: ``steps`` and ``restarts`` of the PGD that scores, for `measures.era`.
         width: multiplier of the network's channel counts.
+        spec: of the images, with the normalization of the network; None: that of the images.
+        options: of the network's constructor.
         pretrained_for: the objective that the network was trained for, if it is known.
         structure: what is removed: weights, columns, filters or 2:4.
         seed: for the order of images, augmentation and the weights of new networks.
@@ -48,6 +52,8 @@ class Plan:
     attack_steps: int = 10
     era: Mapping[str, int] = field(default_factory=lambda: {"steps": 50, "restarts": 10})
     width: float = 1.0
+    spec: ImageSpec | None = None
+    options: Mapping = field(default_factory=dict)
     pretrained_for: str | None = None
     structure: str = "weights"
     seed: int = 0
@@ -67,6 +73,15 @@ class Plan:
         """Columns that say where a row comes from: images, model, width, pretrained_for."""
         columns = {"model": self.model, "width": self.width, "pretrained_for": self.pretrained_for}
         return {"images": self.images.title, **columns}
+
+    def build(self) -> nn.Module:
+        """A new network of the kind that is pruned, with random weights."""
+        return models.build(self.model, self.made_for, width=self.width, options=self.options)
+
+    @property
+    def made_for(self) -> ImageSpec:
+        """The images, with the normalization of the network."""
+        return self.spec or self.images.spec
 
     def phase(self, kind: str, folder: str, *, objective: str | None = None) -> Phase:
         """One phase of training. Its best epoch is the most accurate, under attack if the objective has an attack.

@@ -1,12 +1,12 @@
 """Masks that follow trainable scores: what HYDRA trains in place of the weights."""
 
-import copy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from rqlib.core import layers, projections
+from rqlib.core import layers, parametrizations, projections
+from rqlib.core.entry import classifier
 from rqlib.core.parametrizations import steps_of
 from rqlib.pruning import channels, masks
 from rqlib.pruning.masks import apply_masks
@@ -24,8 +24,9 @@ def with_scores(
 
     With ``norms`` BatchNorm is trained too; its statistics adapt in any case. Others as in `masks.magnitude_masks`.
     """
+    model = classifier(model)
     weights = masks.dense_weights(model, kept)
-    scored = copy.deepcopy(model).requires_grad_(False)
+    scored = parametrizations.copied(model).requires_grad_(False)
     for _, norm in layers.batchnorms(scored):
         norm.requires_grad_(norms)
     if structure == "filters":
@@ -54,13 +55,16 @@ def _with_channel_scores(scored: nn.Module, weights: masks.Weights, kept: float,
     found = channels.find(scored, image)
     norms, pools = masks.channel_norms(weights, found), found.pools()
     fan_in = torch.ones_like(norms)
-    for name in found.reads:
+    for name in (name for name in found.reads if f"{name}.weight" in weights):
         fan_in[found.writes[name]] = float(weights[f"{name}.weight"][0].numel())
-    scores = nn.Parameter(torch.cat([scaled_scores(norms[p], fan_in[p[0]].item()).data for p in pools]))
-    place = torch.zeros(len(norms), dtype=torch.int64)
+    rows_of, sizes = masks.channel_rows(scored, found), [len(p) for p in pools]
+    scores = torch.cat([scaled_scores(norms[p], fan_in[p[0]].item()).data for p in pools])
+    place = torch.full((len(norms),), len(scores))
     place[torch.cat(pools)] = torch.arange(len(scores))
-    places = list(torch.arange(len(scores)).split([len(p) for p in pools]))
-    choose = partial(masks.best_channels, pools=places, kept=kept)
-    for name, rows in masks.channel_rows(scored, found).items():
+    places = list(torch.arange(len(scores)).split(sizes))
+    if any((place[rows] == len(scores)).any() for rows in rows_of.values()):
+        scores = torch.cat([scores, torch.ones(1)])  # of channels that stay beside those of a pool
+    scores, choose = nn.Parameter(scores), partial(masks.best_channels, pools=places, kept=kept)
+    for name, rows in rows_of.items():
         attach(scored, name, Scored(scores, choose, place[rows]))
     return scored.to(next(iter(weights.values())).device)

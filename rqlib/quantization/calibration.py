@@ -5,13 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from rqlib import data
-from rqlib.core import layers, parametrizations, runtime
+from rqlib.core import derived, layers, parametrizations, runtime
+from rqlib.core.entry import classifier
 from rqlib.core.vocabulary import check_pixels
 from rqlib.quantization import observers, points
 from rqlib.quantization.observers import Range
+
+SAMPLE = 4
+"""So many images a quantized network keeps, on which what is derived from it is compared with it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Calibrated:
 
     Attributes:
         network: a copy in eval mode with BatchNorm folded, with an identity module ``quantizers.NAME`` at each point
-            where a signal is to be quantized.
+            where a signal is to be quantized, and a few images as ``network.meta['calibration_sample']``.
         signals: name of a point -> the range of its signal; empty if activations stay float.
         ranges: how a range becomes a scale, as `observers.scale` takes it.
     """
@@ -31,38 +35,66 @@ class Calibrated:
 
 
 def calibrate(
-    model: nn.Module, images: Tensor, *, ranges: str = "minmax", activations: bool = True, batch_size: int = 250
+    model: nn.Module, images: Tensor, *, ranges: str = "mse", activations: bool = True, batch_size: int = 250
 ) -> Calibrated:
     """Fold BatchNorm and observe the ranges of signals, in eval mode and in float32 under every policy.
 
-    A warning names what stays in float: BatchNorms that could not be folded, and layers that have parameters but are
-    neither convolutions nor linear.
+    A network in another precision is copied to float32. What is derived from the network, without BatchNorm and
+    traced, is compared with it on a few of the images (`core.derived.check`).
+
+    A warning names what stays in float: BatchNorms that could not be folded, with what that costs, and layers that have
+    parameters but are neither convolutions nor linear. Where torch.fx cannot trace the network, signals stay in
+    float, and a warning says why: then only weights are put into formats.
 
     Args:
+        model: any network that `core.entry.classifier` accepts.
         images: plain training images (N, C, H, W), uint8 or floating point in [0, 1].
-        ranges: minmax | percentile | mse. The last two need a histogram and so read the images twice.
-        activations: False leaves signals in float. Then images are not used, and the network need not be traceable.
+        ranges: mse | minmax | percentile. All but minmax need a histogram and so read the images twice.
+        activations: False leaves signals in float. Then images may be None.
 
     Raises:
-        ValueError: unknown ranges; images that do not fit or are not in [0, 1], or none; torch.fx cannot trace the
-            network; a weight, a BatchNorm statistic or a signal is not finite (it is named).
+        ValueError: unknown ranges; images that do not fit or are not in [0, 1], or none; an operation works in place
+            and has no other form; a weight, a BatchNorm statistic or a signal is not finite (it is named).
+        core.derived.NotEqual: the traced network computes something else than the network.
     """
     observers.check_method(ranges)
+    model = classifier(model)
     check_weights(model)
-    folded, reason = parametrizations.bake(model), "it has no convolution or linear layer of its own before it"
-    try:
-        folded = layers.fold_batchnorm(folded)
-    except ValueError as error:
-        if activations:
-            raise
-        folded, reason = folded.eval(), str(error)
-    folded = runtime.active().place(folded)
-    check_weights(folded)
-    _say_what_stays(folded, reason)
-    if not activations:
-        return Calibrated(folded, {}, ranges)
-    network = points.insert(folded, _sample(folded, images))
+    plain = runtime.active().place(parametrizations.bake(model).float().eval())
+    x = _sample(plain, images) if activations or images is not None else None
+    network, reason = _folded(plain, x)
+    check_weights(network)
+    if activations and not reason:
+        network = _with_points(plain, network, x)
+        _warn_of_batchnorm(network)
+    elif reason or any(layers.batchnorms(network)):
+        _warn_of_float(network, reason, activations)
+    _warn_of_other_layers(network)
+    if not hasattr(network, "quantizers"):
+        return Calibrated(network, {}, ranges)
     return Calibrated(network, _observe(network, images, batch_size, histogram=ranges != "minmax"), ranges)
+
+
+def _folded(plain: nn.Module, x: Tensor | None) -> tuple[nn.Module, str]:
+    """The network with BatchNorm folded, compared with it on x; or itself and why it cannot be folded."""
+    try:
+        folded = runtime.active().place(layers.fold_batchnorm(plain))
+        if x is not None:
+            derived.check(plain, folded, x, what="folding BatchNorm")
+    except ValueError as error:
+        return plain, str(error)
+    return folded, ""
+
+
+def _with_points(plain: nn.Module, folded: nn.Module, x: Tensor) -> nn.Module:
+    """The graph of a folded network with its points, compared with the network on x, which it keeps."""
+    network = points.insert(folded, x)
+    try:
+        derived.check(plain, network, x, what="tracing (torch.fx)")
+    except derived.NotEqual as error:
+        raise derived.NotEqual(f"{error}; quantize its weights alone (activations=False)") from error
+    network.meta["calibration_sample"] = x
+    return network
 
 
 def check_weights(model: nn.Module) -> None:
@@ -80,31 +112,60 @@ def check_weights(model: nn.Module) -> None:
                 )
 
 
-def _say_what_stays(folded: nn.Module, reason: str) -> None:
-    """Warn of BatchNorms, left for this reason, and of other layers with parameters that stay in float."""
-    unfolded = [name for name, _ in layers.batchnorms(folded)]
-    known = (*layers.WEIGHTED, *layers.NORMALIZATIONS)
+NOT_FOLDED = "BatchNorm stays as it is: it has no convolution or linear layer of its own before it"
+
+
+def _warn_of_batchnorm(network: fx.GraphModule) -> None:
+    """Name the BatchNorms that stay in a network whose signals are quantized, and what that costs."""
+    twice = points.rounded_before(network)
+    once = [name for name, _ in layers.batchnorms(network) if name not in twice]
+    kinds = (
+        (
+            once,
+            "a factor and a shift per channel when sums are rounded; one rounding, after it, which was measured to "
+            "lose less than one on both sides",
+        ),
+        (twice, "the signal before it has other readers, so there is a rounding on both sides"),
+    )
+    said = [f"{', '.join(names)} ({cost})" for names, cost in kinds if names]
+    if said:
+        warnings.warn(f"{NOT_FOLDED}: {'; '.join(said)}", stacklevel=3)
+
+
+def _warn_of_float(network: nn.Module, reason: str, activations: bool) -> None:
+    """Say why signals stay in float though they should not, and name the BatchNorms that do."""
+    names = ", ".join(name for name, _ in layers.batchnorms(network))
+    if activations:
+        unfolded = f"; BatchNorm stays, too: {names}" if names else ""
+        warnings.warn(f"signals stay in float, weights alone are quantized: {reason}{unfolded}", stacklevel=3)
+    elif names:
+        said = f"BatchNorm stays as it is: {reason}" if reason else NOT_FOLDED
+        warnings.warn(f"{said}: {names}", stacklevel=3)
+
+
+def _warn_of_other_layers(network: nn.Module) -> None:
+    """Name the layers with parameters that stay in float."""
     others = [
         f"{name} ({type(module).__name__})"
-        for name, module in folded.named_modules()
-        if not isinstance(module, known) and any(True for _ in module.parameters(recurse=False))
+        for name, module in network.named_modules()
+        if not layers.is_weighted(module)
+        and not isinstance(module, layers.NORMALIZATIONS)
+        and any(True for _ in module.parameters(recurse=False))
     ]
-    if unfolded:
-        warnings.warn(f"BatchNorm stays as it is: {reason}: {', '.join(unfolded)}", stacklevel=4)
     if others:
-        warnings.warn(f"neither convolution nor linear, stays in float: {', '.join(others)}", stacklevel=4)
+        warnings.warn(f"neither convolution nor linear, stays in float: {', '.join(others)}", stacklevel=3)
 
 
 @torch.no_grad()
 def _sample(model: nn.Module, images: Tensor) -> Tensor:
-    """The first two images as a batch, after a check that the network accepts the images."""
+    """The first images as a batch, after a check that the network accepts them."""
     if len(images) == 0:
         raise ValueError("expected calibration images, got none; 1,024 plain training images are plenty")
     if len(images.shape) != 4:
         raise ValueError(f"expected calibration images (N, C, H, W), got shape {tuple(images.shape)}")
     if images.dtype.is_floating_point:
         check_pixels(images, "calibration images", nan="they hold NaN")
-    x, _ = next(data.batches(images, torch.zeros(len(images)), 2))
+    x, _ = next(data.batches(images, torch.zeros(len(images)), SAMPLE))
     try:
         model(x)
     except (RuntimeError, ValueError) as error:
@@ -116,10 +177,12 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
 
 def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: bool) -> dict[str, Range]:
     """Name of a point -> the range of its signal over all images."""
-    maxima, counts = {}, {}
+    maxima, minima, counts = {}, {}, {}
 
     def widen(name: str, signal: Tensor) -> None:
-        maxima[name] = torch.maximum(signal.abs().amax().float().view(1), maxima.get(name, signal.new_zeros(1)))
+        low, high = signal.aminmax()
+        minima[name] = torch.minimum(low.float().view(1), minima.get(name, signal.new_full((1,), torch.inf)))
+        maxima[name] = torch.maximum(torch.maximum(-low, high).float().view(1), maxima.get(name, signal.new_zeros(1)))
 
     def count(name: str, signal: Tensor) -> None:
         counts[name] = counts.get(name, 0) + observers.histogram_of(signal.reshape(1, -1), maxima[name])
@@ -130,7 +193,7 @@ def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: 
             raise ValueError(f"signal {name} is not finite on the calibration images; no format holds it")
     if histogram:
         _stream(network, images, batch_size, count)
-    return {name: Range(maximum, counts.get(name)) for name, maximum in maxima.items()}
+    return {name: Range(maximum, minima[name], counts.get(name)) for name, maximum in maxima.items()}
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ class Quantized(nn.Module):
     """Rounds x to the values of a format: ``scale round(x / scale)``.
 
     So that the network can be attacked and trained, the gradient passes the rounding unchanged where x is inside the
-    range of the format; it is 0 outside. With ``masked = False`` it passes everywhere, so that an attack is not stopped
-    where signals leave the range.
+    range of the format, from `Format.min` to `Format.max` times the scale; it is 0 outside. With ``masked = False`` it
+    passes everywhere, so that an attack is not stopped where signals leave the range.
 
     It is the parametrization of a weight, or a module of a network through which a signal passes.
 
@@ -54,8 +54,11 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
         x, scale, format, masked = inputs
-        limit = format.max * (1 + 1e-6) * scale  # with a margin: a rounded scale may put the largest x just outside
-        context.save_for_backward(x.abs() <= limit if masked else torch.ones_like(x, dtype=torch.bool))
+        margin = (1 + 1e-6) * scale  # a rounded scale may put the largest x just outside
+        inside = (
+            (x >= format.min * margin) & (x <= format.max * margin) if masked else torch.ones_like(x, dtype=torch.bool)
+        )
+        context.save_for_backward(inside)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:

@@ -74,6 +74,30 @@ def layer_bars(similarity: DataFrame, sensitivity: DataFrame, measure: str, *, t
     return figure.update_layout(title=title, showlegend=False, height=560)
 
 
+def estimated_against_measured(estimated: DataFrame, measured: DataFrame, *, title: str = "") -> go.Figure:
+    """The estimated against the measured logit error of every layer and format, on logarithmic axes."""
+    both = measured.merge(estimated, on=["layer", "format"], suffixes=("", "_estimated"))
+    both = both[(both.logit_error > 0) & (both.logit_error_estimated > 0)]
+    figure = go.Figure()
+    for number, (name, rows) in enumerate(both.groupby("format", sort=False)):
+        dots = go.Scatter(
+            x=rows.logit_error,
+            y=rows.logit_error_estimated,
+            name=name,
+            mode="markers",
+            marker={"size": 9, "color": plots.PALETTE[number % len(plots.PALETTE)]},
+            customdata=rows.layer,
+            hovertemplate=f"%{{customdata}} in {name}<br>measured %{{x:.2g}}<br>estimated %{{y:.2g}}<extra></extra>",
+        )
+        figure.add_trace(dots)
+    ends = [both.logit_error.min(), both.logit_error.max()]
+    line = {"color": "#888888", "width": 1, "dash": "dash"}
+    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip"))
+    figure.update_xaxes(title="measured error of the logits", type="log")
+    figure.update_yaxes(title="estimated from gradients", type="log")
+    return figure.update_layout(title=title, height=480)
+
+
 def accuracy_against_bits(sweep: DataFrame, *, title: str = "Accuracy against bits") -> go.Figure:
     """The rows of a sweep: one line for INT, one for POT, and one for each number of exponent bits of FLOAT."""
     figure = go.Figure()

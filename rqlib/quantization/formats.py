@@ -5,6 +5,10 @@ normal values ``+-(1 + k / 2^m) 2^x`` for ``x = 2 - 2^(e-1) ... 2^(e-1)``, and t
 ``+-(k / 2^m) 2^(smallest x)``. No code stands for infinity or NaN. With e = 1 the values are evenly spaced: up to the
 scale that is INT. With m = 0 they are 0 and the signed powers of two: that is POT. Before a tensor is rounded it is
 divided by the scale ``max|x| / Q``, where Q is the largest value of the format.
+
+The unsigned form of a format (`Format.unsigned`) has as many bits and no negative values: the bit of the sign becomes
+one more mantissa bit, or one more exponent bit of a POT. It suits signals that are never negative, such as those
+behind a ReLU.
 """
 
 import functools
@@ -23,10 +27,11 @@ LARGEST_BITS, LARGEST_EXPONENT_BITS = 32, 7  # 7 exponent bits: values up to 2^6
 
 @dataclass(frozen=True)
 class Format:
-    """A signed, symmetric number format: ``Format(8, 4)`` is FLOAT_8_E4.
+    """A number format: ``Format(8, 4)`` is FLOAT_8_E4. A signed format is symmetric.
 
     ``legacy=True`` gives a FLOAT whose subnormal values are half as large as they should be, which leaves a hole below
     the smallest normal value. This is the mistake of the first implementation, kept only for comparison.
+    ``signed=False`` gives a format without negative values; a signed format's own is `unsigned`.
     A ValueError says which numbers of bits are possible.
     """
 
@@ -34,16 +39,17 @@ class Format:
     exponent_bits: int
     kind: str = "FLOAT"
     legacy: bool = False
+    signed: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"expected kind {' | '.join(KINDS)}, got {self.kind!r}")
         if not 2 <= self.bits <= LARGEST_BITS:
             raise ValueError(f"{self.name}: bits must be 2..{LARGEST_BITS} (a sign and at least one bit of value)")
-        largest = min(self.bits - 1, LARGEST_EXPONENT_BITS)
+        largest = min(self.bits - self.signed, LARGEST_EXPONENT_BITS)
         if not 1 <= self.exponent_bits <= largest:
             raise ValueError(f"{self.name}: exponent bits must be 1..{largest}")
-        expected = {"INT": 1, "POT": self.bits - 1}.get(self.kind, self.exponent_bits)
+        expected = {"INT": 1, "POT": self.bits - self.signed}.get(self.kind, self.exponent_bits)
         if self.exponent_bits != expected:
             raise ValueError(f"{self.name}: exponent bits must be {expected}, got {self.exponent_bits}")
         if self.legacy and (self.kind != "FLOAT" or self.mantissa_bits == 0):
@@ -51,14 +57,29 @@ class Format:
 
     @property
     def name(self) -> str:
-        """INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY."""
+        """INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY; with a U in front if there are no negative values."""
         exponent = f"_E{self.exponent_bits}" if self.kind == "FLOAT" else ""
-        return f"{self.kind}_{self.bits}{exponent}{'_LEGACY' if self.legacy else ''}"
+        return f"{'' if self.signed else 'U'}{self.kind}_{self.bits}{exponent}{'_LEGACY' if self.legacy else ''}"
 
     @property
     def mantissa_bits(self) -> int:
-        """m = n - 1 - e."""
-        return self.bits - 1 - self.exponent_bits
+        """m = n - 1 - e; without a sign, n - e."""
+        return self.bits - self.signed - self.exponent_bits
+
+    @property
+    def unsigned(self) -> "Format":
+        """The format of as many bits without negative values, for signals that are never negative.
+
+        The bit of the sign becomes a mantissa bit: INT_n has 2^(n-1) - 1 positive values, UINT_n 2^n - 1. A format of
+        powers of two has no mantissa; there it becomes an exponent bit, and POT_8, whose powers already span float32,
+        stays as it is. Formats of equal values have unsigned forms of equal values (that of POT_2 is UINT_2).
+        """
+        if not self.signed or (self.exponent_bits == LARGEST_EXPONENT_BITS and self.mantissa_bits == 0):
+            return self
+        if self.exponent_bits == 1:  # evenly spaced values stay evenly spaced
+            return Format(self.bits, 1, "INT" if self.kind == "POT" else self.kind, self.legacy, signed=False)
+        exponent_bits = self.exponent_bits + (self.mantissa_bits == 0)
+        return Format(self.bits, exponent_bits, self.kind, self.legacy, signed=False)
 
     @property
     def significant_bits(self) -> int:
@@ -76,6 +97,11 @@ class Format:
         return (2 - 2.0**-self.mantissa_bits) * 2.0**2 ** (self.exponent_bits - 1)
 
     @property
+    def min(self) -> float:
+        """The smallest value: -Q, or 0 without a sign."""
+        return -self.max if self.signed else 0.0
+
+    @property
     def unit(self) -> float:
         """The smallest positive value, a power of two. Every value is a whole multiple of it."""
         return self.smallest_normal * 2.0**-self.mantissa_bits / (2 if self.legacy else 1)
@@ -86,8 +112,10 @@ class Format:
         if self.kind == "INT" or self.legacy:
             return None
         if self.exponent_bits == 1:
-            return INT(self.bits).name
-        return POT(self.bits).name if self.kind == "FLOAT" and self.mantissa_bits == 0 else None
+            return Format(self.bits, 1, "INT", signed=self.signed).name
+        if self.kind == "FLOAT" and self.mantissa_bits == 0:
+            return Format(self.bits, self.exponent_bits, "POT", signed=self.signed).name
+        return None
 
     @functools.cached_property
     def levels(self) -> Tensor:
@@ -98,13 +126,15 @@ class Format:
         binades = self.smallest_normal * 2.0 ** torch.arange(2**self.exponent_bits - 1, dtype=torch.float64)
         subnormals = fractions[1:] * self.smallest_normal / (2 if self.legacy else 1)
         positive = torch.cat([subnormals, torch.outer(binades, 1 + fractions).flatten()])
-        return torch.cat([-positive.flip(0), torch.zeros(1, dtype=torch.float64), positive]).float()
+        negative = -positive.flip(0) if self.signed else positive[:0]
+        return torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive]).float()
 
     def round(self, x: Tensor) -> Tensor:
-        """The value of the format that is nearest to each element of x; ties go to even, the result is clipped to +-Q.
+        """The value of the format that is nearest to each element of x; ties go to even, the result is clipped.
 
         The result is ``round_half_even(x / step) step`` with ``step = max(2^floor(log2 |x|), smallest normal) 2^-m``,
-        clipped (`rounding`). Infinities become +-Q, NaN stays NaN, and no zero is negative. Gradients do not pass.
+        clipped to +-Q, or to 0 .. Q without a sign (`rounding`). So infinities become the largest and the smallest
+        value. NaN stays NaN, and no zero is negative. Gradients do not pass.
 
         Args:
             x: any shape, already divided by the scale. float32 or float64; narrower types are rounded in float32 and
@@ -113,7 +143,8 @@ class Format:
         if not x.is_floating_point():
             raise TypeError(f"{self.name}: expected floating point values to round, got {x.dtype}")
         wide = x.detach().to(torch.float64 if x.dtype == torch.float64 or self.mantissa_bits > 21 else torch.float32)
-        rounded = rounding.clipped(wide, self.max, self.smallest_normal / (2 if self.legacy else 1), self.mantissa_bits)
+        smallest_normal = self.smallest_normal / (2 if self.legacy else 1)
+        rounded = rounding.clipped(wide, self.min, self.max, smallest_normal, self.mantissa_bits)
         return (_out_of_the_hole(self, wide, rounded) if self.legacy else rounded).to(x.dtype)
 
     def round_compiled(self, x: Tensor) -> Tensor:
@@ -123,7 +154,7 @@ class Format:
         """
         if x.dtype != torch.float32 or self.legacy or self.mantissa_bits > 21:
             raise ValueError(f"{self.name} of {x.dtype}: the compiled loop is for float32; use Format.round")
-        return rounding.clipped_compiled(x, self.max, self.smallest_normal, self.mantissa_bits)
+        return rounding.clipped_compiled(x, self.min, self.max, self.smallest_normal, self.mantissa_bits)
 
 
 def _out_of_the_hole(format: Format, x: Tensor, rounded: Tensor) -> Tensor:
@@ -167,7 +198,7 @@ GRID: tuple[Format, ...] = (
 
 
 def parse(name: "str | Format") -> Format:
-    """The format of a name such as INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY or FP8_E4M3; a `Format` stays.
+    """The format of a name such as INT_8, POT_4, FLOAT_8_E4, UINT_8, FLOAT_8_E4_LEGACY or FP8_E4M3; a `Format` stays.
 
     A ValueError refuses an unknown name or an impossible number of bits.
     """
@@ -175,8 +206,9 @@ def parse(name: "str | Format") -> Format:
         return name
     if name in OCP:
         return OCP[name]
-    if match := re.fullmatch(r"(INT|POT)_(\d+)", name):
-        return {"INT": INT, "POT": POT}[match[1]](int(match[2]))
-    if match := re.fullmatch(r"FLOAT_(\d+)_E(\d+)(_LEGACY)?", name):
-        return FLOAT(int(match[1]), int(match[2]), legacy=match[3] is not None)
+    if match := re.fullmatch(r"(U?)(INT|POT)_(\d+)", name):
+        bits, signed = int(match[3]), not match[1]
+        return Format(bits, 1 if match[2] == "INT" else bits - signed, match[2], signed=signed)
+    if match := re.fullmatch(r"(U?)FLOAT_(\d+)_E(\d+)(_LEGACY)?", name):
+        return Format(int(match[2]), int(match[3]), "FLOAT", match[4] is not None, signed=not match[1])
     raise ValueError(did_you_mean("format", name, [*(format.name for format in GRID), *OCP]))

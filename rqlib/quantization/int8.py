@@ -6,14 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqlib.quantization.formats import Format
+
 LARGEST = 127
+LARGEST_UNSIGNED = 255
 ZERO_POINT = 128  # the instructions want one operand unsigned, so signed codes are stored as code + 128
 
 
 class Conv2d(nn.Module):
     """A convolution of 8-bit codes: float32 in and out, exact up to the rounding of sums above 2^24.
 
-    The layer has no bias, and its weights are whole numbers from -127 to 127. Codes lie in 0 .. 127 if they are
+    The layer has no bias, and its weights are whole numbers from -127 to 127. Codes lie in 0 .. 255 if they are
     ``nonnegative``, else in -127 .. 127.
     """
 
@@ -35,12 +38,19 @@ class Conv2d(nn.Module):
         )
 
 
-def fits(layer: nn.Module, largest_code: float) -> bool:
+def fits(layer: nn.Module, largest_code: float, *, nonnegative: bool) -> bool:
     """Whether `Conv2d` can replace a layer whose input has codes of at most ``largest_code`` in magnitude."""
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return False
     weight = layer.weight
-    return largest_code <= LARGEST and bool((weight.abs().amax() <= LARGEST) & (weight == weight.round()).all())
+    return largest_code <= (LARGEST_UNSIGNED if nonnegative else LARGEST) and bool(
+        (weight.abs().amax() <= LARGEST) & (weight == weight.round()).all()
+    )
+
+
+def holds(format: Format) -> bool:
+    """Whether every code of a format is one of the 8-bit integers that `Conv2d` takes."""
+    return format.max / format.unit <= (LARGEST if format.signed else LARGEST_UNSIGNED)
 
 
 @functools.cache
@@ -50,16 +60,17 @@ def available() -> bool:
     Processors without the VNNI instructions clip sums of products to 16 bits; there the answer is False.
     """
     try:
-        return all(_is_exact(groups, sign) for groups in (1, 64) for sign in (0, -1))
+        return all(_is_exact(groups, nonnegative) for groups in (1, 64) for nonnegative in (True, False))
     except (RuntimeError, AttributeError, TypeError):  # no oneDNN, or its operators take other arguments
         return False
 
 
-def _is_exact(groups: int, lowest: int) -> bool:
+def _is_exact(groups: int, nonnegative: bool) -> bool:
     """Whether sums of the largest possible codes are right."""
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=groups)
     rng = torch.Generator().manual_seed(0)
     layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=rng).float() * 2 - LARGEST
-    codes = LARGEST * torch.randint(lowest, 2, (2, 64, 8, 8), generator=rng).float()
+    codes = torch.randint(0 if nonnegative else -1, 2, (2, 64, 8, 8), generator=rng).float()
+    codes *= LARGEST_UNSIGNED if nonnegative else LARGEST
     expected = F.conv2d(codes.double(), layer.weight.double(), padding=1, groups=groups)
-    return torch.equal(Conv2d(layer, nonnegative=lowest == 0)(codes).double(), expected)
+    return torch.equal(Conv2d(layer, nonnegative=nonnegative)(codes).double(), expected)

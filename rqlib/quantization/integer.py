@@ -2,11 +2,13 @@
 
 A code counts the steps of a format: ``value = code * scale * unit``. A convolution or linear layer multiplies codes and
 sums the products without rounding. Only then is the sum requantized: multiplied by ``s_w s_x / s_o``, added to the
-bias, clipped, and rounded to a code of the output. Sums, ReLU, pools and flattening work on codes, too. Operations that
-integer hardware does not have, such as a sigmoid or a BatchNorm that could not be folded, work on values: codes are
-turned into values before them and values into codes after them.
+bias, clipped, and rounded to a code of the output. A BatchNorm that could not be folded only changes these factors, one
+per channel, and the limits of the clipping. Sums, ReLU, pools and flattening work on codes, too. Operations that
+integer hardware does not have, such as a sigmoid, work on values: codes are turned into values before them and values
+into codes after them.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,33 +16,36 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from rqlib.core import parametrizations
-from rqlib.quantization import fake_quantize, int8, points
+from rqlib.core import layers, parametrizations
+from rqlib.quantization import agreement, fake_quantize, int8, points
 from rqlib.quantization.fake_quantize import Quantized
-from rqlib.quantization.formats import Format
 from rqlib.quantization.requantize import Requantize, Value, unit
 
 ARITHMETIC = ("float64", "float32", "int8")
 
 
-def lower(network: nn.Module, *, arithmetic: str = "float64") -> fx.GraphModule:
+def lower(network: nn.Module, *, arithmetic: str = "float64", batch_size: int = 100) -> fx.GraphModule:
     """The integer form of a network made by `quantization.ptq` with quantized activations.
 
     It takes pixels and returns logits. Its modules ``quantizers.NAME`` return codes, each worth
     ``quantizers.NAME.value_of_code``. It has no gradient; to attack or to train, use the network itself.
 
-    In float64 both agree to one step of the format at every quantized signal. In float32 a value close to the middle
-    between two codes may be rounded to the other one, and later values may differ with it.
+    It is compared with the network on the few images that the network keeps from its calibration, in a batch of
+    these and in one of ``batch_size`` (`agreement.check`): given the same signals before, every quantized signal is the
+    same to one step of its format. A value close to the middle between two codes may be rounded to the other one, and
+    later values may differ with it; in float32 more often than in float64.
 
     Args:
         arithmetic: how codes are multiplied and summed.
             float64: exact up to 53 bits; the reference.
-            float32: codes are exact, sums are rounded to 24 bits.
+            float32: codes are exact, sums are rounded to 24 bits, and biases so finely that below 2^24 they are exact.
             int8: 8-bit integer instructions with exact sums in the convolutions whose codes fit (`int8.fits`),
             float32 in the others. The machine must have them (`int8.available`).
+        batch_size: at which the form will be used.
 
     Raises:
-        ValueError: unknown arithmetic, or a network without quantized activations.
+        ValueError: unknown arithmetic, or a network without quantized activations; the integer form computes something
+            else than the network (`core.derived.NotEqual`), which names the first signal that differs.
         RuntimeError: int8 on a machine that does not have it.
     """
     if arithmetic not in ARITHMETIC:
@@ -52,19 +57,33 @@ def lower(network: nn.Module, *, arithmetic: str = "float64") -> fx.GraphModule:
         raise ValueError(
             "expected a network of quantization.ptq with quantized activations: without them it has no codes"
         )
-    return _Lowering(network, arithmetic).run()
+    lowered = _Lowering(network, arithmetic).run()
+    x = network.meta["calibration_sample"].to(next(network.parameters()).device).float()
+    agreement.check(_in_float64(network), lowered, x, arithmetic=arithmetic, batch_size=batch_size)
+    return lowered
 
 
-def best_arithmetic(format: Format, device: torch.device) -> str:
-    """The fastest arithmetic of a device that holds every code of a format exactly: int8 | tf32 | float32.
+def _in_float64(network: nn.Module) -> nn.Module:
+    """A copy in float64 whose weights are whole codes times what a code is worth, exactly."""
+    exact = parametrizations.bake(network).double()
+    for name, layer in layers.weighted_layers(network):
+        codes, worth = weight_codes(layer)
+        exact.get_submodule(name).weight.data = codes.double() * worth.view(-1, *[1] * (codes.dim() - 1))
+    return exact
 
-    int8, on a processor that has it, for whole numbers from -127 to 127: INT up to 8 bits, POT up to 4 bits,
-    FLOAT_n_E2 up to 7 bits. tf32, on a GPU, for up to 11 significant bits: `lower` in float32 under
-    ``runtime.tf32(True)``.
+
+def best_arithmetic(network: nn.Module, device: torch.device) -> str:
+    """The fastest arithmetic of a device that holds every code of a quantized network: int8 | tf32 | float32.
+
+    int8, on a processor that has it, for whole numbers from -127 to 127, or from 0 to 255 in signals that are never
+    negative: INT up to 8 bits, POT up to 3 bits, FLOAT_n_E2 up to 7 bits. tf32, on a GPU, for up to 11 significant
+    bits: `lower` in float32 under ``runtime.tf32(True)``.
     """
+    weights = [fake_quantize.quantizer(layer) for _, layer in layers.weighted_layers(network)]
+    formats = {step.format for step in [*weights, *network.quantizers.children()] if isinstance(step, Quantized)}
     if device.type == "cuda":
-        return "tf32" if format.significant_bits <= 11 else "float32"
-    return "int8" if format.max / format.unit <= int8.LARGEST and int8.available() else "float32"
+        return "tf32" if all(format.significant_bits <= 11 for format in formats) else "float32"
+    return "int8" if all(int8.holds(format) for format in formats) and int8.available() else "float32"
 
 
 @dataclass(frozen=True)
@@ -72,26 +91,48 @@ class _Signal:
     """How the new graph represents a value of the network: ``clip(node * scale + offset, low, high)``.
 
     Attributes:
-        scale: None if the node holds the value itself; one number, and no offset, if it holds codes.
+        scale: None if the node holds the value itself. Codes have one number and no offset; behind a BatchNorm there
+            is one per channel, and so of offset, low and high.
         sum: whether the node is a sum of codes that nothing else reads.
         largest: the largest magnitude of the codes.
         nonnegative: whether no code is negative.
+        is_size: whether the value is no tensor but a size of one, or computed from sizes.
     """
 
     node: fx.Node
     scale: Tensor | None = None
     offset: Tensor | None = None
-    low: float = -torch.inf
-    high: float = torch.inf
+    low: float | Tensor = -torch.inf
+    high: float | Tensor = torch.inf
     sum: bool = False
     largest: float = torch.inf
     nonnegative: bool = False
+    is_size: bool = False
 
     @property
     def is_scaled(self) -> bool:
         """Whether the value is the node times one number, so that operations like pools can work on the node."""
-        clipped = self.low > -torch.inf or self.high < torch.inf
+        clipped = any(isinstance(bound, Tensor) or abs(bound) < torch.inf for bound in (self.low, self.high))
         return self.scale is not None and self.scale.numel() == 1 and self.offset is None and not clipped
+
+    def clipped(self, low: float, high: float) -> "_Signal":
+        """The value clipped to ``low`` .. ``high``."""
+        bounds = (torch.as_tensor(bound, dtype=torch.float64).clamp(low, high) for bound in (self.low, self.high))
+        return replace(
+            self, **dict(zip(("low", "high"), (one if one.dim() else one.item() for one in bounds), strict=True))
+        )
+
+    def normalized(self, factor: Tensor, shift: Tensor) -> "_Signal":
+        """The value times a factor plus a shift, one of each per channel: another clipped affine function of the node.
+
+        ``clip(x s + o, l, h) f + b = clip(x s f + (o f + b), l f + b, h f + b)``; a factor below 0 swaps the limits.
+        """
+        ends = [
+            torch.where(factor == 0, 0.0, torch.as_tensor(bound) * factor) + shift for bound in (self.low, self.high)
+        ]
+        offset = shift if self.offset is None else self.offset * factor + shift
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        return replace(self, scale=self.scale * factor, offset=offset, low=low, high=high)
 
 
 class _Lowering:
@@ -110,6 +151,9 @@ class _Lowering:
 
     def _lower(self, node: fx.Node) -> _Signal:
         inputs = [self.signals[source] for source in node.all_input_nodes]
+        if points.is_shape(node) or (inputs and all(signal.is_size for signal in inputs)):
+            return _Signal(self._copy(node, lambda source: self.signals[source].node), is_size=True)
+        inputs = [signal for signal in inputs if not signal.is_size]
         kind, scaled = points.kind(self.network, node), all(signal.is_scaled for signal in inputs)
         if node.op == "placeholder":
             return _Signal(self.graph.call_method("to", (self.graph.node_copy(node), self.dtype)))
@@ -119,15 +163,18 @@ class _Lowering:
             return self._multiply(node, inputs[0])
         if kind == points.SUM and scaled and len(inputs) == 2:
             return self._add(*inputs, node.kwargs.get("alpha", 1))
-        if kind == points.ACTIVATION and inputs[0].sum and points.bounds(self.network, node):
-            low, high = points.bounds(self.network, node)
-            return replace(inputs[0], low=low, high=high)
         if points.is_identity(self.network, node):
             return inputs[0]
+        if kind == points.NORMALIZATION and (affine := self._affine(node)):
+            if inputs[0].scale is not None:
+                return inputs[0].normalized(*affine)
+            part = Value(*affine, -torch.inf, torch.inf, self.dtype)
+            return _Signal(self._call(node.target, part, inputs[0].node))
+        bounds = points.bounds(self.network, node)
+        if bounds and (inputs[0].sum or (inputs[0].scale is not None and not scaled)):
+            return inputs[0].clipped(*bounds)
         if inputs and scaled and (kind in (points.KEEP, points.AVERAGE) or points.is_relu(self.network, node)):
             return self._keep(node, inputs[0])
-        if points.is_shape(node):
-            return _Signal(self._copy(node, lambda source: self.signals[source].node))
         return _Signal(self._copy(node, self._value))
 
     def _requantize(self, node: fx.Node, signal: _Signal) -> _Signal:
@@ -136,16 +183,28 @@ class _Lowering:
         scale = torch.ones_like(step) if signal.scale is None else signal.scale
         part = Requantize(
             quantizer.format,
-            (scale / step).to(self.dtype),
-            None if signal.offset is None else (signal.offset / step).to(self.dtype),
+            scale / step,
+            None if signal.offset is None else signal.offset / step,
             low=signal.low / step.item(),
             high=signal.high / step.item(),
             value_of_code=step.item(),
             overwrite=signal.sum,
+            dtype=self.dtype,
         )
         codes = self._call(node.target, part, signal.node)
-        largest = max(-part.low, part.high) if part.unit == quantizer.format.unit else torch.inf
-        return _Signal(codes, step, largest=largest, nonnegative=part.low >= 0)
+        largest = max(-part.lowest, part.highest) if part.unit == quantizer.format.unit else torch.inf
+        return _Signal(codes, step, largest=largest, nonnegative=part.lowest >= 0)
+
+    def _affine(self, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+        """(factor, shift) of a BatchNorm, float64, in a shape that broadcasts; None if each batch has its own."""
+        norm, shape = self.network.get_submodule(node.target), node.meta["tensor_meta"].shape
+        if norm.running_mean is None:
+            return None
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+        shift = -norm.running_mean.double() * factor
+        shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+        return tuple(values.view(-1, *[1] * (len(shape) - 2)) for values in (factor, shift))
 
     def _multiply(self, node: fx.Node, signal: _Signal) -> _Signal:
         layer = self.network.get_submodule(node.target)
@@ -153,15 +212,20 @@ class _Lowering:
         channels = (-1, *[1] * (codes.dim() - 2))  # so that one number per channel broadcasts against the sums
         part = parametrizations.bake(layer)
         part.weight, part.bias = nn.Parameter(codes.to(self.dtype), requires_grad=False), None
-        if self.arithmetic == "int8" and int8.fits(part, signal.largest):
+        if self.arithmetic == "int8" and int8.fits(part, signal.largest, nonnegative=signal.nonnegative):
             part = int8.Conv2d(part, nonnegative=signal.nonnegative)
-        offset = None if layer.bias is None else layer.bias.detach().double().view(channels)
         scale = signal.scale * (scale if scale.numel() == 1 else scale.view(channels))
+        offset = None
+        if layer.bias is not None:
+            offset = layer.bias.detach().double().view(channels)
+            if self.dtype == torch.float32:
+                offset = _exact_in_sums(offset / scale, codes, signal.largest) * scale
         return _Signal(self._call(node.target, part, signal.node), scale, offset, sum=True)
 
     def _add(self, first: _Signal, second: _Signal, alpha: float) -> _Signal:
         ratio = alpha * (second.scale / first.scale).item()
-        total = self.graph.call_function(torch.add, (first.node, second.node), {"alpha": ratio})
+        scaled = second.node if ratio == 1 else self.graph.call_function(torch.mul, (second.node, ratio))
+        total = self.graph.call_function(torch.add, (first.node, scaled))
         return _Signal(total, first.scale, sum=True)
 
     def _keep(self, node: fx.Node, signal: _Signal) -> _Signal:
@@ -177,15 +241,14 @@ class _Lowering:
         signal = self.signals[source]
         if signal.scale is None:
             return signal.node
-        offset = None if signal.offset is None else signal.offset.to(self.dtype)
-        part = Value(signal.scale.to(self.dtype), offset, signal.low, signal.high)
+        part = Value(signal.scale, signal.offset, signal.low, signal.high, self.dtype)
         return self._call(f"values.{source.name}", part, signal.node)
 
     def _copy(self, node: fx.Node, source_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
         """The same operation in the new graph, with its tensors in the type of the arithmetic."""
         if node.op == "call_module":
             part = parametrizations.bake(self.network.get_submodule(node.target))
-            self.parts[node.target] = part.to(self.dtype)
+            self.parts[node.target] = part.to(self.dtype).requires_grad_(False)
         elif node.op == "get_attr":
             constant = operator.attrgetter(node.target)(self.network).detach()
             self.parts[node.target] = constant.to(self.dtype) if constant.is_floating_point() else constant
@@ -197,6 +260,19 @@ class _Lowering:
             name += "_again"
         self.parts[name] = part
         return self.graph.call_module(name, (source,))
+
+
+def _exact_in_sums(bias: Tensor, codes: Tensor, largest: float) -> Tensor:
+    """Biases, in units of a layer's sums, rounded so finely that float32 adds them to the sums without rounding.
+
+    No sum exceeds ``sum |codes| largest``; float32 holds multiples of a power of two exactly up to 2^24 of them. The
+    order of the additions then does not matter. With codes that are not whole numbers nothing is gained or changed.
+    """
+    bound = codes.abs().flatten(1).sum(1).max().item() * largest + bias.abs().max().item()
+    if not math.isfinite(bound) or bound == 0 or not bool((codes == codes.round()).all()):
+        return bias
+    grid = min(2.0 ** (math.ceil(math.log2(bound)) - 24), 1.0)
+    return (bias / grid).round() * grid
 
 
 def weight_codes(layer: nn.Module) -> tuple[Tensor, Tensor]:

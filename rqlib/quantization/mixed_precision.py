@@ -53,7 +53,8 @@ def score_mixes(
     *,
     activations: Format | str = "INT_8",
     granularity: str = "tensor",
-    ranges: str = "minmax",
+    ranges: str = "mse",
+    nonnegative: str = "unsigned",
 ) -> pandas.DataFrame:
     """The accuracy of a network in several mixes of formats, in float32: one row per mix, columns weights, accuracy.
 
@@ -61,9 +62,11 @@ def score_mixes(
         mixes: a title -> the formats of the weights: layer -> format as `allocate` gives it, or one format for all.
         images, labels: what is scored, uint8 (N, C, H, W) and int64 (N,).
         activations: the format of all signals.
-        granularity, ranges: as `quantization.ptq` takes them.
+        granularity, ranges, nonnegative: as `quantization.ptq` takes them.
     """
-    options = {"activations": activations, "granularity": granularity, "ranges": ranges}
+    options = {
+        "activations": activations, "granularity": granularity, "ranges": ranges, "nonnegative": nonnegative,
+    }  # fmt: skip
     rows = []
     with runtime.exact():
         for title, weights in mixes.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from rqlib.quantization.formats import Format
 
 METHODS = ("minmax", "percentile", "mse")
+NONNEGATIVE = ("unsigned", "signed")
 PERCENTILE = 0.9999
 BINS = 2048
 FLOOR = 1e-12  # so that a tensor of zeros has a scale, too
@@ -19,16 +20,24 @@ _CANDIDATES = torch.linspace(0.01, 1, 100)  # limits that ``mse`` tries, in unit
 
 @dataclass(frozen=True)
 class Range:
-    """The magnitudes of a tensor, row by row: the largest (rows,), and a histogram as of `histogram_of`, or None."""
+    """What is known of the values of a tensor, row by row.
+
+    Attributes:
+        maximum: the largest magnitude, (rows,).
+        minimum: the smallest value, (rows,).
+        counts: a histogram of the magnitudes as of `histogram_of`, or None.
+    """
 
     maximum: Tensor
+    minimum: Tensor
     counts: Tensor | None = None
 
 
 def observe(rows: Tensor, *, histogram: bool = True) -> Range:
     """The range of a tensor (rows, values), with or without its histogram."""
-    maximum = rows.detach().abs().amax(1).float()
-    return Range(maximum, histogram_of(rows, maximum) if histogram else None)
+    rows = rows.detach()
+    maximum = rows.abs().amax(1).float()
+    return Range(maximum, rows.amin(1).float(), histogram_of(rows, maximum) if histogram else None)
 
 
 @torch.no_grad()
@@ -53,7 +62,19 @@ def check_method(method: str) -> None:
         raise ValueError(f"expected ranges {' | '.join(METHODS)}, got {method!r}")
 
 
-def scale(observed: Range, format: Format, method: str = "minmax") -> Tensor:
+def check_nonnegative(word: str) -> None:
+    """Raise a ValueError for a word that `fitting` does not know."""
+    if word not in NONNEGATIVE:
+        raise ValueError(f"expected nonnegative {' | '.join(NONNEGATIVE)}, got {word!r}")
+
+
+def fitting(observed: Range, format: Format, nonnegative: str = "unsigned") -> Format:
+    """The format that a tensor takes: its unsigned form if no value is negative and ``nonnegative`` is ``unsigned``."""
+    check_nonnegative(nonnegative)
+    return format.unsigned if nonnegative == "unsigned" and bool((observed.minimum >= 0).all()) else format
+
+
+def scale(observed: Range, format: Format, method: str) -> Tensor:
     """The scale ``s = limit / Q``, (rows,) float32, with Q the largest value of the format.
 
     Magnitudes above the limit are clipped. The method says what the limit is:

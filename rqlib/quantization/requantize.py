@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rqlib.quantization import rounding
 from rqlib.quantization.formats import Format
 
-BLOCK = 2**17  # so many values are requantized at a time on a processor, so that they stay in its cache
+BLOCK = 2**18  # about so many values are requantized at a time on a processor, so that they stay in its cache
 
 
 def unit(format: Format) -> float:
@@ -23,13 +23,17 @@ def unit(format: Format) -> float:
 class Requantize(nn.Module):
     """Turns sums of codes into codes of the output's format: ``round(clip(x multiplier + offset, low, high))``.
 
+    With one multiplier this is computed as ``(x + offset / multiplier) / (1 / multiplier)``, and otherwise as written,
+    each operation rounded by itself: the order in which an ONNX file computes it (`quantization.export`).
+
     Args:
-        multiplier: ``s_w s_x / s_o`` of the scales of weight, input and output; one number, or one per channel (it
-            broadcasts against x).
+        multiplier: ``s_w s_x / s_o`` of the scales of weight, input and output, float64; one number, or one per channel
+            (it broadcasts against x).
         offset: the bias in units of the output's codes; None for 0.
-        low, high: the range of the output in codes; a ReLU is ``low=0``.
+        low, high: the range of the output in codes, numbers or one per channel; a ReLU is ``low=0``.
         value_of_code: what one code of the output is worth, ``s_o unit``.
         overwrite: whether the codes may be written into the memory of x, because nothing else reads x.
+        dtype: of x.
     """
 
     def __init__(
@@ -38,59 +42,80 @@ class Requantize(nn.Module):
         multiplier: Tensor,
         offset: Tensor | None,
         *,
-        low: float,
-        high: float,
+        low: float | Tensor,
+        high: float | Tensor,
         value_of_code: float,
         overwrite: bool,
+        dtype: torch.dtype = torch.float64,
     ):
         super().__init__()
         self.format, self.unit, self.overwrite = format, unit(format), overwrite
-        largest = format.max / self.unit
-        self.low, self.high, self.value_of_code = max(low, -largest), min(high, largest), value_of_code
-        self.register_buffer("multiplier", multiplier)
-        self.register_buffer("offset", offset)
+        self.value_of_code = value_of_code
+        one = multiplier.numel() == 1
+        offset = offset / multiplier if one and offset is not None else offset
+        self.register_buffer("step", (1 / multiplier).to(dtype) if one else None)
+        self.register_buffer("multiplier", None if one else multiplier.to(dtype))
+        self.register_buffer("offset", None if offset is None else offset.to(dtype))
+        smallest, largest = format.min / self.unit, format.max / self.unit
+        per_channel = any(isinstance(bound, Tensor) for bound in (low, high))
+        bounds = [torch.as_tensor(bound).to(multiplier.device, dtype).clamp(smallest, largest) for bound in (low, high)]
+        self.lowest, self.highest = bounds[0].min().item(), bounds[1].max().item()
+        self.register_buffer("low", bounds[0] if per_channel else None)
+        self.register_buffer("high", bounds[1] if per_channel else None)
 
     def forward(self, x: Tensor) -> Tensor:
         codes = x if self.overwrite else torch.empty_like(x)
-        multiplier, offset = self.multiplier, self.offset
-        large = x.dim() == 4 and x.numel() > BLOCK and x.device.type == "cpu"
-        if not (large and x.is_contiguous(memory_format=torch.channels_last)):
-            return self._codes(x, codes, multiplier, offset)
-        channels = x.shape[1]
-        size = max(BLOCK // channels, 1)
-        multiplier = multiplier.flatten()
-        offset = None if offset is None else offset.flatten()
-        for source, target in zip(_rows(x).split(size), _rows(codes).split(size), strict=True):
-            self._codes(source, target, multiplier, offset)
+        images = len(x) if x.device.type != "cpu" else max(BLOCK * len(x) // max(x.numel(), 1), 1)
+        for source, target in zip(x.split(images), codes.split(images), strict=True):
+            self._write(source, target)
         return codes
 
-    def _codes(self, x: Tensor, codes: Tensor, multiplier: Tensor, offset: Tensor | None) -> Tensor:
-        if offset is None:
-            torch.mul(x, multiplier, out=codes)
+    def _write(self, x: Tensor, codes: Tensor) -> None:
+        """Write the codes of some images."""
+        if self.step is None:
+            torch.mul(x, self.multiplier, out=codes)
+            codes = codes if self.offset is None else codes.add_(self.offset)
+        elif self.offset is None:
+            torch.div(x, self.step, out=codes)
         else:
-            torch.addcmul(offset, x, multiplier, out=codes)
-        codes.clamp_(self.low, self.high)
+            torch.add(x, self.offset, out=codes).div_(self.step)
+        if self.low is None:
+            codes.clamp_(self.lowest, self.highest)
+        else:
+            codes.clamp_(self.low, self.high)
         if self.format.legacy:
-            return codes.copy_(self.format.round(codes * self.unit) / self.unit)
-        if self.format.exponent_bits == 1:  # every whole number is a code
-            return codes.round_()
-        return rounding.snap_(codes, self.format.smallest_normal / self.unit, self.format.mantissa_bits)
+            codes.copy_(self.format.round(codes * self.unit) / self.unit)
+        elif self.format.exponent_bits == 1:  # every whole number is a code
+            codes.round_()
+        else:
+            rounding.snap_(codes, self.format.smallest_normal / self.unit, self.format.mantissa_bits)
 
 
 class Value(nn.Module):
-    """Turns codes, or sums of codes, into the values that they stand for: ``clip(x scale + offset, low, high)``."""
+    """Turns codes, or sums of codes, into the values that they stand for: ``clip(x scale + offset, low, high)``.
 
-    def __init__(self, scale: Tensor, offset: Tensor | None, low: float, high: float):
+    With one scale this is computed as ``(x + offset / scale) scale``, and otherwise as written (see `Requantize`).
+    """
+
+    def __init__(
+        self,
+        scale: Tensor,
+        offset: Tensor | None,
+        low: float | Tensor,
+        high: float | Tensor,
+        dtype: torch.dtype = torch.float64,
+    ):
         super().__init__()
-        self.low, self.high = low, high
-        self.register_buffer("scale", scale)
-        self.register_buffer("offset", offset)
+        self.first = scale.numel() == 1  # whether the offset is added before the product
+        offset = offset / scale if self.first and offset is not None else offset
+        self.register_buffer("scale", scale.to(dtype))
+        self.register_buffer("offset", None if offset is None else offset.to(dtype))
+        self.register_buffer("low", torch.as_tensor(low).to(self.scale))
+        self.register_buffer("high", torch.as_tensor(high).to(self.scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        value = x * self.scale if self.offset is None else torch.addcmul(self.offset, x, self.scale)
-        return value.clamp(self.low, self.high) if self.low > -torch.inf or self.high < torch.inf else value
-
-
-def _rows(x: Tensor) -> Tensor:
-    """A view (B H W, C) of a tensor (B, C, H, W) in channels_last."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+        if self.offset is None:
+            value = x * self.scale
+        else:
+            value = (x + self.offset) * self.scale if self.first else x * self.scale + self.offset
+        return value.clamp(self.low, self.high)

@@ -1,9 +1,10 @@
 """Round to the values of a floating point grid by a formula on the bits of x: no logarithm, division or table.
 
-A grid is given by three numbers: its ``largest`` value, its ``smallest`` normal value (a power of two, below which the
-step no longer shrinks) and its ``mantissa_bits`` m. The step at x is ``max(2^floor(log2 |x|), smallest) 2^-m``.
-``2^floor(log2 |x|)`` is what remains of x when all bits but its exponent field are set to 0. Adding
-``1.5 step 2^23`` to a float32 and subtracting it again rounds it to a multiple of the step, ties to even.
+A grid is given by four numbers: its ``lowest`` and ``largest`` value, its ``smallest`` positive normal value (a power
+of two, below which the step no longer shrinks) and its ``mantissa_bits`` m. The step at x is
+``max(2^floor(log2 |x|), smallest) 2^-m``. ``2^floor(log2 |x|)`` is what remains of x when all bits but its exponent
+field are set to 0. Adding ``1.5 step 2^23`` to a float32 and subtracting it again rounds it to a multiple of the step,
+ties to even.
 """
 
 import functools
@@ -17,18 +18,18 @@ _FRACTION_BITS = {torch.float32: 23, torch.float64: 52}
 _EXPONENT_FIELD = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
 
-def clipped(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
-    """x clipped to +-largest and rounded. Infinities become +-largest, NaN stays NaN.
+def clipped(x: Tensor, lowest: float, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
+    """x clipped to ``lowest`` .. ``largest`` and rounded. So infinities become one of the two; NaN stays NaN.
 
     Args:
         x: any shape; float32 for grids of at most 21 mantissa bits, float64 for at most 50.
-        largest: a value of the grid.
+        lowest, largest: values of the grid.
     """
     if x.device.type != "cpu" or x.numel() <= BLOCK or not _is_dense(x):
-        return _kernel(x, largest, smallest, _shift(x.dtype, mantissa_bits))
+        return _kernel(x, lowest, largest, smallest, _shift(x.dtype, mantissa_bits))
     rounded = torch.empty_like(x)
     for source, target in zip(_flat(x).split(BLOCK), _flat(rounded).split(BLOCK), strict=True):
-        snap_(torch.clamp(source, -largest, largest, out=target), smallest, mantissa_bits)
+        snap_(torch.clamp(source, lowest, largest, out=target), smallest, mantissa_bits)
     return rounded
 
 
@@ -44,14 +45,14 @@ def power_of_two(x: Tensor) -> Tensor:
     return (x.view(integer) & mask).view(x.dtype)
 
 
-def clipped_compiled(x: Tensor, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
+def clipped_compiled(x: Tensor, lowest: float, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
     """The same values as `clipped`, of a float32 tensor, by one loop that torch.compile makes for every grid and shape.
 
     The first call takes some seconds. A RuntimeError says why torch.compile does not work on this machine.
     """
     kernel = _compiled_kernel(x.device)
     flat = _flat(x) if _is_dense(x) else x.flatten()
-    numbers = (largest, smallest, _shift(x.dtype, mantissa_bits))
+    numbers = (lowest, largest, smallest, _shift(x.dtype, mantissa_bits))
     rounded = kernel(flat, *(torch.tensor(number, device=x.device) for number in numbers))
     return rounded.as_strided(x.shape, x.stride()) if _is_dense(x) else rounded.view(x.shape)
 
@@ -63,7 +64,7 @@ def _compiled_kernel(device: torch.device):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own imports raise warnings
         try:
-            kernel(torch.ones(1024, device=device), *(torch.ones((), device=device) for _ in range(3)))
+            kernel(torch.ones(1024, device=device), *(torch.ones((), device=device) for _ in range(4)))
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise RuntimeError(
@@ -72,8 +73,14 @@ def _compiled_kernel(device: torch.device):
     return kernel
 
 
-def _kernel(x: Tensor, largest: float | Tensor, smallest: float | Tensor, shift: float | Tensor) -> Tensor:
-    x = x.clamp(-largest, largest)
+def _kernel(
+    x: Tensor,
+    lowest: float | Tensor,
+    largest: float | Tensor,
+    smallest: float | Tensor,
+    shift: float | Tensor,
+) -> Tensor:
+    x = x.clamp(lowest, largest)
     shifts = power_of_two(x).clamp(min=smallest) * shift
     return (x + shifts) - shifts
 

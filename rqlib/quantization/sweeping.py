@@ -15,8 +15,11 @@ from rqlib.measures import cost, evaluate
 from rqlib.quantization import calibration, integer, post_training, similarity
 from rqlib.quantization.calibration import Calibrated
 from rqlib.quantization.formats import INT, Format, parse
+from rqlib.quantization.post_training import Formats
 
 BATCH = 100
+WEIGHTS_ONLY = "weights only"
+"""What stands in the column ``arithmetic`` if torch.fx cannot trace the network, so that its signals stay in float."""
 
 
 def sweep(
@@ -27,7 +30,8 @@ def sweep(
     labels: Tensor,
     *,
     granularity: str = "tensor",
-    ranges: str = "minmax",
+    ranges: str = "mse",
+    nonnegative: str = "unsigned",
     bias: str = "float",
     measures: Iterable[str] = ("js", "relative_error"),
     per_layer: bool = False,
@@ -50,7 +54,7 @@ def sweep(
             result has one row per layer and format: it is the sensitivity table by which `quantization.allocate`
             divides a budget of bits.
         checkpoint: a file that keeps the finished rows; an interrupted sweep goes on from it.
-        granularity, ranges, bias: as `quantization.ptq` takes them.
+        granularity, ranges, nonnegative, bias: as `quantization.ptq` takes them.
 
     Returns:
         A table with these columns, those in parentheses only per layer:
@@ -62,7 +66,8 @@ def sweep(
         logit_error: ``||z_q - z||^2 / ||z||^2`` of the logits;
         not per layer, the figures of each measure, and the same divided by those of this network at INT_4;
         coded_bits: of the weights, without scales (`measures.storage` counts scales, too);
-        arithmetic (not per layer), seconds.
+        arithmetic (not per layer): how codes are multiplied, or `WEIGHTS_ONLY`;
+        seconds.
 
     Raises:
         ValueError: as `quantization.ptq`; a format is unknown, which is said before anything is computed; there are no
@@ -76,20 +81,21 @@ def sweep(
         "network": fingerprint(model.state_dict()),
         "calibration images": fingerprint(calibration_images),
         "images": fingerprint(images, labels),
-        "options": [granularity, ranges, bias, *measures, "per layer" if per_layer else "whole"],
+        "options": [granularity, ranges, nonnegative, bias, *measures, "per layer" if per_layer else "whole"],
     }
     state = Resumable(checkpoint, identity, kind="sweep")
     rows = state.load().get("rows", {})
     with runtime.tf32(False):
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
-        bench = _Bench(calibrated, images, labels, measures, granularity)
+        options = {"granularity": granularity, "nonnegative": nonnegative, "bias": bias}
+        bench = _Bench(calibrated, images, labels, measures, options)
     names = [name for name, _ in layers.weighted_layers(calibrated.network)] if per_layer else [""]
     wanted = [(name, format) for format in chosen for name in names]
     missing = [(name, format) for name, format in wanted if (name, format.name) not in rows]
     for name, format in runtime.freeing(runtime.progress(missing, "formats")):
         # Formats of equal values differ in nothing but their biases under ``seed``.
         twin = rows.get((name, format.duplicate_of)) if bias == "float" else None
-        scores = bench.scores(name, format, bias) if twin is None else twin | {"seconds": 0.0}
+        scores = bench.scores(name, format) if twin is None else twin | {"seconds": 0.0}
         rows[name, format.name] = _described(name, format, scores)
         state.save(rows=rows)
     frame = pandas.DataFrame([rows[name, format.name] for name, format in wanted])
@@ -106,24 +112,28 @@ def _described(layer: str, format: Format, scores: dict) -> dict:
 class _Bench:
     """Scores formats against the float network, whose logits and weights it holds."""
 
-    def __init__(self, calibrated: Calibrated, images, labels: Tensor, measures, granularity: str):
+    def __init__(self, calibrated: Calibrated, images, labels: Tensor, measures, options: dict[str, str]):
         self.calibrated, self.images, self.labels = calibrated, images, labels.cpu()
-        self.granularity, self.measures = granularity, tuple(measures)
+        self.options, self.measures = options, tuple(measures)
         self.float_logits = self._logits(calibrated.network)
         self.reference = similarity.Reference(calibrated.network, _spec(images))
-        int4 = post_training.apply(calibrated, INT(4), granularity=granularity, activations=False)
-        self.at_int4 = self.reference.figures(int4, self.measures)
+        self.at_int4 = self.reference.figures(self._weights_in(INT(4)), self.measures)
 
-    def scores(self, layer: str, format: Format, bias: str) -> dict:
+    def scores(self, layer: str, format: Format) -> dict:
         """The scores of one layer in a format, or of the whole network if ``layer`` is empty."""
-        return self._of_layer(layer, format) if layer else self._of_network(format, bias)
+        return self._of_layer(layer, format) if layer else self._of_network(format)
 
-    def _of_network(self, format: Format, bias: str) -> dict:
+    def _weights_in(self, format: Formats) -> nn.Module:
+        """The network with weights in a format and signals in float."""
+        return post_training.apply(self.calibrated, format, granularity=self.options["granularity"], activations=False)
+
+    def _of_network(self, format: Format) -> dict:
         start = time.perf_counter()
-        network = post_training.apply(self.calibrated, format, granularity=self.granularity, bias=bias)
-        arithmetic = integer.best_arithmetic(format, runtime.active().device)
-        lowered = integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32")
+        network, arithmetic = post_training.apply(self.calibrated, format, **self.options), WEIGHTS_ONLY
+        if self.calibrated.signals:
+            arithmetic = integer.best_arithmetic(network, runtime.active().device)
         with runtime.tf32(arithmetic == "tf32"):
+            lowered = network if arithmetic == WEIGHTS_ONLY else _lowered(network, arithmetic)
             compared = self._compared(self._logits(lowered))
         figures = self.reference.figures(network, self.measures)
         return {
@@ -137,7 +147,7 @@ class _Bench:
 
     def _of_layer(self, layer: str, format: Format) -> dict:
         start = time.perf_counter()
-        network = post_training.apply(self.calibrated, {layer: format}, granularity=self.granularity, activations=False)
+        network = self._weights_in({layer: format})
         with runtime.tf32(False):
             compared = self._compared(self._logits(network))
         params = network.get_submodule(layer).weight.numel()
@@ -159,6 +169,10 @@ class _Bench:
             "agreement": (classes == float_classes).double().mean().item(),
             "logit_error": ((logits - self.float_logits).square().sum() / self.float_logits.square().sum()).item(),
         }
+
+
+def _lowered(network: nn.Module, arithmetic: str) -> nn.Module:
+    return integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32", batch_size=BATCH)
 
 
 def _spec(images) -> ImageSpec:

@@ -12,7 +12,7 @@ from rqlib.quantization.formats import Format
 
 
 def weight_browser(
-    network: nn.Module, formats: Sequence[Format], *, granularity: str = "tensor", ranges: str = "minmax"
+    network: nn.Module, formats: Sequence[Format], *, granularity: str = "tensor", ranges: str = "mse"
 ) -> widgets.Explorer:
     """A histogram of the weights of one layer before and after rounding, with controls for the layer and the format.
 

@@ -54,7 +54,8 @@ def quantized(
         attack: without ``active_set``, which would stop at the float network's border and transfer poorly.
     """
     with runtime.exact():
-        twin = evaluate.fast_twin(runtime.active().place(model))
+        x, _ = next(data.batches(images, labels, 100))
+        twin = evaluate.fast_twin(runtime.active().place(model), x)
         in_format = _quantizer(model, calibration_images)
         return DataFrame([_three_ways(in_format(one), str(one), twin, images, labels, attack) for one in formats])
 
@@ -83,7 +84,8 @@ def study(
     attacks: Mapping[str, Attack],
     *,
     granularity: str = "tensor",
-    ranges: str = "minmax",
+    ranges: str = "mse",
+    nonnegative: str = "unsigned",
     bias: str = "float",
     batch_size: int = 250,
     checkpoint: str | Path | None = None,
@@ -98,7 +100,7 @@ def study(
         sets: name -> images uint8 (N, C, H, W) and labels (N,).
         attacks: name -> attack; ``clean``, no attack, is added.
         checkpoint: file of the finished rows; an interrupted study goes on from it.
-        formats, calibration_images, granularity, ranges, bias: as in `quantization.sweep`.
+        formats, calibration_images, granularity, ranges, nonnegative, bias: as in `quantization.sweep`.
 
     Raises:
         ValueError: as `quantization.ptq`; the checkpoint is of another study.
@@ -109,13 +111,14 @@ def study(
         "calibration images": fingerprint(calibration_images),
         **{f"images {name}": fingerprint(*images) for name, images in sets.items()},
         **{f"attack {name}": str(in_words(attack)) for name, attack in attacks.items()},
-        "options": [granularity, ranges, bias],
+        "options": [granularity, ranges, nonnegative, bias],
     }
     state = Resumable(checkpoint, identity, kind="study")
     rows = state.load().get("rows", {})
     wanted = [FLOAT, *(parse(one).name for one in formats)]
     with runtime.exact():
-        in_format = _quantizer(model, calibration_images, ranges=ranges, granularity=granularity, bias=bias)
+        options = {"granularity": granularity, "nonnegative": nonnegative, "bias": bias}
+        in_format = _quantizer(model, calibration_images, ranges=ranges, **options)
         for name in runtime.freeing(runtime.progress([one for one in wanted if one not in rows], "formats")):
             twin = None if name == FLOAT or bias != "float" else parse(name).duplicate_of
             if twin in rows:
@@ -136,14 +139,14 @@ def _scores(network: nn.Module, sets, attacks, batch_size: int) -> dict[str, flo
 
 
 def _quantizer(
-    model: nn.Module, images: Tensor, *, ranges: str = "minmax", granularity: str = "tensor", bias: str = "float"
+    model: nn.Module, images: Tensor, *, ranges: str = "mse", **options: str
 ) -> Callable[[Format | str], nn.Module]:
-    """Calibrate a network on images; returns a function from a format to the network in it (FP32: in float)."""
+    """Calibrate a network; returns a function from a format to the network in it by `apply` (FP32: in float)."""
     calibrated = calibration.calibrate(model, images, ranges=ranges)
 
     def in_format(format: Format | str) -> nn.Module:
         if format == FLOAT:
             return calibrated.network
-        return post_training.apply(calibrated, format, granularity=granularity, bias=bias)
+        return post_training.apply(calibrated, format, **options)
 
     return in_format

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from rqlib import data
 from rqlib.core import runtime, widgets
+from rqlib.core.entry import classifier
 from rqlib.core.projections import BALLS
 from rqlib.measures import evaluate
 from rqlib.robustness import curves, figures
@@ -23,8 +24,8 @@ def attack_viewer(
         epsilon_255: where the slider starts.
     """
     policy = runtime.active()
-    model = policy.place(model)
-    twin = evaluate.fast_twin(model)
+    model = policy.place(classifier(model))
+    twin = evaluate.fast_twin(model, policy.place(data.to_pixels(images[:16])))
     kinds = [name.rstrip("-0123456789") for name in curves.makers(1)]
 
     def draw(image: int, attack: str, norm: str, epsilon: float, steps: int) -> go.Figure:

@@ -4,9 +4,11 @@ Order, augmentation and dropout of an epoch depend on (seed, epoch) alone. An in
 on from its last whole epoch exactly as if nothing had happened.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas
@@ -19,6 +21,7 @@ from rqlib import data, measures
 from rqlib.core import files, runtime
 from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack, Objective
+from rqlib.data.datasets import slices
 from rqlib.training import overfitting
 from rqlib.training.recipes import Recipe
 
@@ -26,6 +29,8 @@ ROBUST_ACCURACY = "validation_robust_accuracy"
 """Column of a history: the accuracy under attack on validation images."""
 
 _CHECK_LOSS_EVERY = 16  # batches; not every one, because reading the loss waits for the GPU
+
+_LEAST_BATCH = 2  # images: BatchNorm cannot be trained on one
 
 
 def fit(
@@ -44,7 +49,9 @@ def fit(
     """Train ``model`` in place, return one row per epoch, and leave the weights of the best epoch in the model.
 
     The best epoch has the highest accuracy on validation images, under ``attack`` if one is given (robust
-    overfitting: Rice et al. 2020, arXiv 2002.11569). Without validation images it is the last epoch.
+    overfitting: Rice et al. 2020, arXiv 2002.11569). Without validation images it is the last epoch. A last batch of
+    a single image joins the one before, with a warning, because BatchNorm cannot be trained on one image. A recipe of
+    0 epochs only scores the network: one row, with the epoch 0 and without a loss.
 
     Args:
         objective: (model, x, y) -> loss, called in train mode.
@@ -63,10 +70,11 @@ def fit(
     Raises:
         FloatingPointError: the loss is no longer finite; the message says epoch, batch and last good state.
         ValueError: the checkpoint belongs to another training, as its recipe, seed, start weights or number of images
-            tell (objective and attack are not compared); unknown ``keep``.
+            tell (objective and attack are not compared); unknown ``keep``; BatchNorm is given batches of one image.
     """
     if keep not in ("best", "last"):
         raise ValueError(f"expected keep = 'best' or 'last', got {keep!r}")
+    _say_joined(len(dataset.train.labels), recipe.batch_size)
     runtime.active().place(model)
     training = _Training(model, recipe, checkpoint, seed, len(dataset.train.labels))
     modes = {module: module.training for module in model.modules()}
@@ -76,6 +84,10 @@ def fit(
             training.remember(keep)
             if after_epoch is not None:
                 after_epoch(model, training.history)
+            training.save()
+        if not (recipe.epochs or training.history):
+            training.add(_unchanged(training, dataset, attack))
+            training.remember(keep)
             training.save()
     finally:
         for module, mode in modes.items():
@@ -164,20 +176,28 @@ def _epoch(training: _Training, dataset, objective: Objective, attack, after_ste
     }
 
 
+def _unchanged(training: _Training, dataset, attack) -> dict:
+    """The row of a network that is only scored; it has no training loss."""
+    row = {"epoch": 0, **_validate(training.scored, dataset.validation, attack)}
+    return row | {"lr": 0.0, "seconds": 0.0, "images_per_second": float("nan")}
+
+
 def _train_epoch(training: _Training, dataset, objective: Objective, after_step, epoch: int) -> float:
     """One pass over the training images; returns the mean loss."""
     model, recipe, policy = training.model.train(), training.recipe, runtime.active()
     rng = runtime.rng(training.seed, epoch)
     augment = dataset.augment if recipe.augment else None
-    steps = -(-len(dataset.train.labels) // recipe.batch_size)
+    least = min(_LEAST_BATCH, recipe.batch_size)
+    steps = len(slices(len(dataset.train.labels), recipe.batch_size, least))
     losses: list[Tensor] = []
     with torch.random.fork_rng():
         torch.manual_seed(rng.initial_seed())
-        batches = data.batches(*dataset.train, recipe.batch_size, shuffle=True, augment=augment, rng=rng)
+        order = {"least": least, "shuffle": True, "augment": augment, "rng": rng}
+        batches = data.batches(*dataset.train, recipe.batch_size, **order)
         for step, (x, y) in enumerate(batches):
             for group in training.optimizer.param_groups:
                 group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
-            with policy.autocast():
+            with policy.autocast(), _batch_of_one_explained(len(y)):
                 loss = objective(model, x, y)
             training.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -190,6 +210,30 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
             if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
                 _check_finite(losses, epoch, training.resumable.path)
     return torch.stack(losses).mean().item()
+
+
+def _say_joined(images: int, batch_size: int) -> None:
+    """Warn if the last batch would be a single image."""
+    if images > batch_size > 1 and images % batch_size == 1:
+        warnings.warn(
+            f"{images:,} training images in batches of {batch_size} leave one image, on which BatchNorm cannot be "
+            f"trained: it joins the last batch, which then has {batch_size + 1}",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _batch_of_one_explained(images: int) -> Iterator[None]:
+    """Inside the block, torch's error about BatchNorm on a batch of one image says what to change."""
+    try:
+        yield
+    except ValueError as error:
+        if images == 1 and "more than 1 value per channel" in str(error):
+            raise ValueError(
+                "expected batches of at least two images, because BatchNorm cannot be trained on one, got a batch of "
+                "one; take batch_size of at least 2 and at least two training images"
+            ) from error
+        raise
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def summary(history: DataFrame) -> dict:
     row = {
         "validation_accuracy": best.validation_accuracy,
         "best_epoch": int(best.epoch),
-        "epochs_run": len(history),
+        "epochs_run": int(history.epoch.iloc[-1]),
         "train_seconds": history.seconds.sum(),
         "images_per_second": history.images_per_second.median(),
     }

@@ -32,8 +32,8 @@ class Recipe:
     ema_decay: float | None = None
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"expected epochs and batch_size of at least 1, got {self.epochs} and {self.batch_size}")
+        if self.epochs < 0 or self.batch_size < 1:
+            raise ValueError(f"expected epochs >= 0 and batch_size >= 1, got {self.epochs} and {self.batch_size}")
         if self.lr <= 0:
             raise ValueError(f"expected lr > 0, got {self.lr}")
         if self.schedule not in SCHEDULES:
@@ -84,6 +84,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 _FAST = {"nesterov": True, "weight_decay": 5e-4, "schedule": "triangle", "label_smoothing": 0.1}
 RECIPES = {
+    "none": Recipe(0),
     "seed001": Recipe(200, lr=0.1, nesterov=True, weight_decay=5e-4, schedule="steps", warm_up=True),
     "seed003": Recipe(10, batch_size=100, lr=1e-3, augment=False),
     "hydra": Recipe(100, lr=0.1, weight_decay=1e-4, schedule="cosine"),
@@ -97,11 +98,14 @@ def recipe(name: str, *, epochs: int = 0) -> Recipe:
     """A recipe by name.
 
     Args:
+        name: of `RECIPES`; ``none`` trains nothing, so that a network from elsewhere is scored as it is.
         epochs: how many epochs to train; 0 keeps the recipe's own number.
 
     Raises:
-        ValueError: unknown name; a negative number of epochs.
+        ValueError: unknown name; a negative number of epochs; epochs for ``none``.
     """
     if name not in RECIPES:
         raise ValueError(did_you_mean("recipe", name, RECIPES))
+    if epochs and not RECIPES[name].epochs:
+        raise ValueError(f"recipe {name!r} trains nothing: expected epochs 0, got {epochs}; choose another recipe")
     return dataclasses.replace(RECIPES[name], epochs=epochs or RECIPES[name].epochs)

@@ -17,6 +17,8 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic_core import ErrorDetails
 
+from rqlib.core import plain_yaml
+
 KINDS = re.compile(r"(?P<list>list\[)?(?P<item>int|float|str|bool)(?(list)\])(?P<none> \| None)?")
 """The types that a parameter may have."""
 
@@ -89,6 +91,35 @@ def check(values: Mapping, types: Mapping[str, str], *, complete: bool = False) 
     except pydantic.ValidationError as error:
         faults = dict.fromkeys(_fault(each, values, types) for each in error.errors())
         raise ParameterError("; ".join(faults)) from None
+
+
+def options(settings: Sequence[str]) -> dict:
+    """Options of a constructor, each given as ``NAME=VALUE`` with the value in YAML: name -> value.
+
+    Raises:
+        ParameterError: a setting has no ``=``, its name is no name, it is given twice, or its value is not YAML.
+    """
+    found: dict = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not (equals and name.strip().isidentifier()):
+            raise ParameterError(f"options: expected NAME=VALUE such as width=0.25, got {setting!r}")
+        if name.strip() in found:
+            raise ParameterError(f"options: {name.strip()!r} is given twice")
+        found[name.strip()] = from_yaml(text, f"options: {setting}")
+    return found
+
+
+def from_yaml(text: str, where: str):
+    """The value of a text in YAML; ``where`` it stands begins the message of an error.
+
+    Raises:
+        ParameterError: as `plain_yaml.load`.
+    """
+    try:
+        return plain_yaml.load(text)
+    except ValueError as error:
+        raise ParameterError(f"{where}: {error}") from error
 
 
 def _annotation(name: str, kind: str) -> Any:

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import papermill
-import yaml
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from traitlets.config import Config
 
@@ -90,25 +89,18 @@ def read_values(paths: list[str], settings: list[str]) -> dict:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ParameterError(f"-p {setting}: expected name=value")
-        values[name] = _yaml(value, f"-p {setting}")
+        values[name] = parameters.from_yaml(value, f"-p {setting}")
     return values
 
 
 def _yaml_file(path: str) -> dict:
     try:
-        content = _yaml(Path(path).read_text(encoding="utf-8"), path) or {}
+        content = parameters.from_yaml(Path(path).read_text(encoding="utf-8"), path) or {}
     except OSError as error:
         raise ParameterError(f"{path}: expected a parameter file, got {error.strerror}") from error
     if not isinstance(content, dict):
         raise ParameterError(f"{path}: expected lines 'name: value', got a {type(content).__name__}")
     return content
-
-
-def _yaml(text: str, where: str):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{where}: expected YAML, got {' '.join(str(error).split())}") from error
 
 
 def main(arguments: list[str] | None = None) -> None:

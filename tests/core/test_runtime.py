@@ -52,6 +52,9 @@ def test_place_uses_channels_last():
     model = policy.place(nn.Conv2d(3, 8, 3))
     assert model.weight.is_contiguous(memory_format=torch.channels_last)
     assert policy.place(torch.zeros(5, dtype=torch.int64)).shape == (5,)
+    volume = policy.place(nn.Sequential(nn.Conv3d(1, 2, 3), nn.Conv2d(3, 2, 3), nn.BatchNorm3d(2)))
+    assert volume[0].weight.is_contiguous()
+    assert volume[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_rng_depends_on_every_seed():

@@ -231,3 +231,22 @@ def test_the_first_images_of_a_split_or_of_the_whole_set(digits):
     assert torch.equal(digits.test.take(5).labels, digits.test.labels[:5])
     assert len(digits.test.take(10**6).labels) == len(digits.test.labels)
     assert torch.equal(digits.calibration(16), digits.train.images[:16])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "least", "expected"),
+    [
+        (65, 64, 1, [64, 1]),
+        (65, 64, 2, [65]),
+        (130, 64, 2, [64, 64, 2]),
+        (129, 64, 2, [64, 65]),
+        (1, 64, 2, [1]),
+        (0, 64, 2, []),
+    ],
+)
+def test_a_last_batch_that_is_too_small_joins_the_one_before(count, size, least, expected):
+    x, y = torch.arange(count).view(-1, 1, 1, 1).byte(), torch.arange(count)
+    found = list(datasets.batches(x, y, size, least=least, shuffle=True, rng=torch.Generator().manual_seed(3)))
+    assert [len(labels) for _, labels in found] == expected
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.cat([labels for _, labels in found] or [order]), order)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rqlib import data
 from rqlib.core import files
-from rqlib.data import imagefolder
+from rqlib.data import decoding, imagefolder
 
 COLORS = {"cat": 40, "dog": 120, "owl": 200}
 
@@ -215,6 +215,10 @@ FAULTS = {
         lambda folder: (emptied(folder / "test/owl") / "notes.txt").write_text("none yet"),
         "no image in test/owl/",
     ),
+    "one class": (
+        lambda folder: [shutil.rmtree(folder / part / name) for part in ("train", "test") for name in ("dog", "owl")],
+        "expected at least two classes in train/, got one .cat.; add images of what it is to be told from",
+    ),
     "strange class": (
         lambda folder: (folder / "train/owl").rename(folder / "owl"),
         "test/ has classes that train/ lacks: owl",
@@ -265,3 +269,80 @@ def test_a_faulty_zip_is_named(folder, tmp_path, break_, words):
     path.write_bytes(break_(path.read_bytes(), folder))
     with pytest.raises(ValueError, match=words):
         imagefolder.read(path)
+
+
+def upright() -> numpy.ndarray:
+    """White above, black below; wider than high."""
+    picture = numpy.zeros((16, 24, 3), numpy.uint8)
+    picture[:8] = 255
+    return picture
+
+
+def turned(orientation: int) -> tuple[Image.Image, Image.Exif]:
+    """The upright picture as a camera stores it that says so by an EXIF orientation."""
+    back = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+    back |= {7: "TRANSVERSE", 8: "ROTATE_270"}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return Image.fromarray(upright()).transpose(getattr(Image.Transpose, back[orientation])), exif
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_images_are_turned_as_they_say(tmp_path, suffix, kind):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "own" / part / name).mkdir(parents=True)
+            Image.fromarray(upright()).save(tmp_path / "own" / part / name / "1.png")
+    for orientation in range(2, 9):
+        image, exif = turned(orientation)
+        image.save(tmp_path / "own/train/a" / f"{orientation}{suffix}", exif=exif)
+    path = tmp_path / "own"
+    (images, _), _, _ = imagefolder.read(path if kind == "folder" else zipped(path, tmp_path / "own.zip"))
+    assert images.shape == (9, 3, 16, 24)
+    assert (images[:, :, :7] > 240).all()
+    assert (images[:, :, 9:] < 15).all()
+
+
+def see_through(mode: str) -> Image.Image:
+    """Left half transparent, of a hidden color; right half opaque black."""
+    image = Image.new("RGBA", (6, 5), (200, 30, 90, 0))
+    image.paste((0, 0, 0, 255), (3, 0, 6, 5))
+    if mode == "P":
+        palette = Image.new("P", (6, 5), 1)
+        palette.putpalette([0, 0, 0, 200, 30, 90])
+        palette.paste(0, (3, 0, 6, 5))
+        palette.info["transparency"] = 1
+        return palette
+    if mode == "L":
+        gray = Image.new("L", (6, 5), 90)
+        gray.paste(0, (3, 0, 6, 5))
+        gray.info["transparency"] = 90
+        return gray
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGBA", ".png"), ("LA", ".png"), ("P", ".png"), ("P", ".gif"), ("L", ".png"), ("RGBA", ".webp")],
+)
+def test_transparent_pixels_are_put_on_white_which_is_said_once_per_load(folder, mode, suffix):
+    image = see_through(mode)
+    for name in ("train/cat/clear", "test/dog/clear"):
+        options = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
+        image.save((folder / name).with_suffix(suffix), **options, **({"lossless": True} if suffix == ".webp" else {}))
+    for _ in range(2):  # the second time from what was kept
+        with pytest.warns(UserWarning, match="images: 2 images have transparent pixels.*put on white") as said:
+            (images, _), _, _ = imagefolder.read(folder)
+        assert len(said) == 1
+        (found,) = images[images[:, 0, 0, -1] == 0]
+        assert (found[..., :3] == 255).all()
+        assert not found[..., 3:].any()
+
+
+def test_half_transparent_is_half_white():
+    image, transparent = decoding.seen(Image.new("RGBA", (1, 1), (0, 100, 200, 51)))
+    assert transparent
+    assert image.getpixel((0, 0)) == (204, 224, 244)  # 255 - (255 - color) / 5
+    gray, transparent = decoding.seen(Image.new("LA", (1, 1), (0, 255)))
+    assert (gray.mode, gray.getpixel((0, 0)), transparent) == ("L", 0, False)

@@ -73,6 +73,24 @@ def test_image_is_the_center_of_the_resized_file(dataset):
     assert numpy.abs(images[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
+def test_an_image_is_turned_as_it_says_and_put_on_white_with_one_warning(dataset):
+    images, exif = dataset.test.images, Image.Exif()
+    exif[0x0112] = 6
+    picture = numpy.zeros((300, 300, 3), numpy.uint8)
+    picture[:150] = 255
+    Image.fromarray(picture).rotate(90).save(images.paths[0], exif=exif)
+    assert images[0][:, :100].min() > 240
+    assert images[0][:, 124:].max() < 15
+    for path in images.paths[1:3]:
+        Image.new("RGBA", (300, 300), (9, 9, 9, 0)).save(path, format="PNG")
+    with pytest.warns(UserWarning, match="and perhaps others have transparent pixels") as said:
+        found = images[1:4]
+    assert len(said) == 1
+    assert torch.equal(dataset.test.images[1], found[0]), "without another warning"
+    assert (found[:2] == 255).all()
+    assert (found[2] < 255).any()
+
+
 def test_batches_and_accuracy_read_from_the_files(dataset):
     class Brightness(torch.nn.Module):
         def forward(self, x):

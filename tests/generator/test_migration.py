@@ -77,7 +77,7 @@ def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(mon
     found = migration.migrate(new, known())
     assert set(seen[0].model) == {"net0", "net1", "net2"}
     assert found.lower.notna().all()
-    assert migration.score(found)["mae"] < 0.1
+    assert migration.score(found)["mae"] < 0.12
 
 
 def test_too_few_networks_measured_before_leave_the_loss_on_generated_images(capsys):

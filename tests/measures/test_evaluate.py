@@ -127,7 +127,8 @@ def test_fast_twin_is_the_same_function_without_batchnorm():
     with torch.no_grad():
         model(torch.rand(64, 3, 32, 32))
     model.eval()
-    twin, x = evaluate.fast_twin(model), torch.rand(8, 3, 32, 32)
+    x = torch.rand(8, 3, 32, 32)
+    twin = evaluate.fast_twin(model, x)
     assert not list(layers.batchnorms(twin))
     assert list(layers.batchnorms(model))
     assert not any(parameter.requires_grad for parameter in twin.parameters())
@@ -148,15 +149,33 @@ class Double(nn.Module):
 
 
 def test_fast_twin_is_the_model_itself_where_folding_is_not_possible():
-    assert evaluate.fast_twin(model := Branching()) is model
+    x = torch.rand(4, 1, 8, 8)
+    assert evaluate.fast_twin(model := Branching(), x).__dict__ is model.__dict__
     parametrized = models.build("CNN_small", SPEC)
     parametrize.register_parametrization(
         next(layer for _, layer in layers.weighted_layers(parametrized)), "weight", Double()
     )
-    assert evaluate.fast_twin(parametrized) is parametrized
+    assert evaluate.fast_twin(parametrized, x) is parametrized
     transformed = models.build("CNN_small", SPEC)
     layers.attach_input_transform([layer for _, layer in layers.weighted_layers(transformed)], nn.Identity)
-    assert evaluate.fast_twin(transformed) is transformed
+    assert evaluate.fast_twin(transformed, x) is transformed
+
+
+def test_a_twin_that_computes_something_else_is_not_attacked(monkeypatch):
+    """Linear then BatchNorm1d over tokens, folded as if it normalized features."""
+    torch.manual_seed(0)
+    parts = (nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 4))
+    model = nn.Sequential(*parts)
+    nn.init.uniform_(model[2].running_var, 0.1, 2)
+    x = torch.rand(5, 3, 8, 8)
+    images, labels = (x * 255).to(torch.uint8), torch.zeros(5, dtype=torch.int64)
+    expected = evaluate.correct(model, images, labels, attack=PGD)
+    monkeypatch.setattr(layers, "_normalizes_outputs", lambda *_: True)
+    words = "folding BatchNorm changes what Sequential computes: .* first layer whose output differs is 2; the network"
+    with pytest.warns(UserWarning, match=words):
+        assert evaluate.fast_twin(model, x) is model
+    with pytest.warns(UserWarning, match=words):
+        assert torch.equal(evaluate.correct(model, images, labels, attack=PGD), expected)
 
 
 def test_interrupted_evaluation_goes_on_and_gives_the_same(tmp_path):

@@ -54,7 +54,7 @@ def test_round_trip_leaves_the_random_numbers_alone(saved):
 def test_batchnorm_statistics_and_options_survive(tmp_path):
     torch.manual_seed(0)
     spec = ImageSpec(num_classes=4)
-    model = models.build("WRN_16_8", spec, width=0.0625, dropout=0.4).train()
+    model = models.build("WRN_16_8", spec, width=0.0625, options={"dropout": 0.4}).train()
     model(torch.rand(8, 3, 32, 32))
     path = models.save(tmp_path / "a.pt", model, "WRN_16_8", spec, width=0.0625, options={"dropout": 0.4})
     loaded, _ = models.load(path)

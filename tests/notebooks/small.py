@@ -73,7 +73,7 @@ def alone(notebook: str, folder: Path) -> dict:
     spec = data.load("digits").spec
     runtime.seed_everything(0)
     path = models.save(folder / "in.pt", models.build("SmallCNN", spec), "SmallCNN", spec)
-    return values | {"checkpoint": str(path)}
+    return values | {"network": str(path)}
 
 
 def environment(outputs: Path) -> dict:

@@ -29,7 +29,7 @@ RUNS = {  # notebook -> its run in the graph that is killed and compared
     "06_prune": "06_prune/tiny-SmallCNN-1.0-natural",
 }
 MAY_DIFFER = (
-    "left_out.parquet: column checkpoint",  # where the rows of another run came from
+    "left_out.parquet: column network",  # where the rows of another run came from
     "checks.parquet: column value",  # one of them is a rounding error of 1e-6
 )
 STATES = {  # notebook -> a file that it keeps while it computes

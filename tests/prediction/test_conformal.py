@@ -32,3 +32,29 @@ def test_coverage_of_exchangeable_rows(level):
     lower, upper = conformal.interval(value[:2000], value[2000:], error[2000:], level=level)
     truth = (value + error)[:2000]
     assert numpy.mean((lower <= truth) & (truth <= upper)) == pytest.approx(level, abs=0.03)
+
+
+def test_far_from_the_calibration_rows_an_interval_is_the_widest_error_times_the_distance_by_hand():
+    predicted, residual = numpy.zeros(9), numpy.array([0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8, 0.9])
+    values, distance = numpy.full(4, 2.0), numpy.array([0.0, 1e-9, 0.5, 2.0])
+    lower, upper = conformal.interval(values, predicted, residual, level=0.8, distance=distance)
+    assert upper - 2 == pytest.approx([0.8, 0.9, 0.9 * 1.5, 0.9 * 3])
+    assert upper - 2 == pytest.approx(2 - lower)
+    ordinary = conformal.interval(values, predicted, residual, level=0.8)
+    inside = conformal.interval(values, predicted, residual, level=0.8, distance=numpy.zeros(4))
+    assert all((one == other).all() for one, other in zip(ordinary, inside, strict=True))
+
+
+def test_a_distance_never_narrows_an_interval():
+    values, distance = numpy.zeros(1), numpy.ones(1)
+    lower, upper = conformal.interval(values, numpy.zeros(5), numpy.ones(5), level=0.9, distance=distance)
+    assert numpy.isneginf(lower).all()
+    assert numpy.isposinf(upper).all()
+
+
+def test_the_further_away_the_more_errors_count():
+    predicted = numpy.arange(100) / 100
+    residual = numpy.where(predicted < 0.5, 0.01, 0.3)
+    values, distance = numpy.zeros(3), numpy.array([0.0, 0.5, 1.5])
+    _, upper = conformal.interval(values, predicted, residual, distance=distance)
+    assert upper == pytest.approx([0.01, 0.01 * 1.5, 0.3 * 2.5])  # of the nearest 30, 45 and 75 rows

@@ -54,6 +54,19 @@ def test_losses_on_pseudo_data_are_joined_and_the_count_is_printed(capsys):
     assert "pseudo_accuracy_loss: measured for 1 of 3 rows" in capsys.readouterr().out
 
 
+def test_losses_on_pseudo_data_that_rows_have_are_kept_where_no_others_are_given():
+    rows = DataFrame({"model": ["a", "a", "b"], "format": ["INT_4", "INT_8", "INT_4"], "accuracy_loss": [0.5, 0, 0.4]})
+    table = features.table(rows.assign(pseudo_accuracy_loss=[0.1, 0.2, 0.3]), published.robust())
+    assert table.pseudo_accuracy_loss.tolist() == pytest.approx([0.75, 0.2, 0.3])
+    others = features.table(rows, published.robust().assign(model="c"))
+    assert "pseudo_accuracy_loss" not in others, "of no network here"
+
+
+def test_spreads_over_seeds_predict_nothing():
+    table = features.table(published.made_up().assign(js_macs_std=0.1))
+    assert "js_macs_std" not in features.names(table)
+
+
 def test_complete_prints_what_it_drops(capsys):
     frame = DataFrame({"a": [1.0, numpy.nan, 3.0], "b": [numpy.nan, numpy.nan, 1.0]})
     assert len(features.complete(frame, ["a", "b"])) == 1
@@ -70,6 +83,13 @@ def test_complete_prints_what_it_drops(capsys):
         (
             lambda rows: features.table(pandas.concat([rows, rows[1:2]])),
             "expected one row per network and format, got 1 more than once (first: run 02/net0, format INT_3)",
+        ),
+        (
+            lambda rows: features.table(
+                rows.drop(columns="seed"),
+                pandas.concat([published.robust().assign(model="net0", seed=seed) for seed in (0, 1)]),
+            ),
+            "expected losses on pseudo-data of one network net0, got several in format INT_4",
         ),
         (lambda rows: features.complete(rows.assign(b=None)[:1], ["b"]), "rows with values in b, got none (b 1)"),
     ],

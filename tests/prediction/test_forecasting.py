@@ -1,6 +1,5 @@
 import re
 
-import numpy
 import pandas
 import pytest
 
@@ -47,16 +46,32 @@ def test_predict_has_a_row_for_each_format_the_smallest_first():
     assert blind.predicted.tolist() == found.predicted.tolist()
 
 
-def test_what_was_never_seen_is_said():
+def test_outside_the_interval_is_the_widest_error_times_the_distance_and_inside_nothing_changes():
+    known, new = split()
+    fit = forecasting.fit(known.assign(depthwise_share=0.0), [TOGETHER])
+    inside = forecasting.predict(new.assign(depthwise_share=0.0), fit)
+    unknown = forecasting.predict(new, forecasting.fit(known, [TOGETHER]))
+    assert inside.distance.eq(0).all()
+    assert inside.outside.eq("").all()
+    pandas.testing.assert_frame_equal(inside, unknown, check_exact=True)
+    before = inside.upper - inside.lower
+    for share in (0.1, 0.5, 1.0):
+        found = forecasting.predict(new.assign(depthwise_share=share), fit)
+        assert found.predicted.equals(inside.predicted)
+        assert found.outside.eq("depthwise_share").all()
+        assert found.distance.to_numpy() == pytest.approx(share / 0.5 - 0.05)
+        assert (found.upper - found.lower > before).all()
+        before = found.upper - found.lower
+
+
+def test_only_the_formats_outside_are_widened():
     known, new = split()
     fit = forecasting.fit(known, [TOGETHER])
-    assert forecasting.familiarity(forecasting.predict(new, fit)) == "all 12 formats lie within what the fit has seen"
     strange = new.assign(js_macs_normalized=new.js_macs_normalized.where(new.format != "INT_2", 1e3))
-    found = forecasting.predict(strange, fit)
-    assert found.outside[found.format == "INT_2"].item() == "js_macs_normalized"
-    assert forecasting.familiarity(found) == (
-        "1 of 12 formats lie outside what the fit has seen, do not trust their intervals: INT_2 (js_macs_normalized)"
-    )
+    inside, found = (forecasting.predict(rows, fit).set_index("format") for rows in (new, strange))
+    assert found.outside[found.outside != ""].to_dict() == {"INT_2": "js_macs_normalized"}
+    assert found.drop("INT_2").equals(inside.drop("INT_2").loc[found.drop("INT_2").index])
+    assert found.upper["INT_2"] - found.lower["INT_2"] > inside.upper["INT_2"] - inside.lower["INT_2"]
 
 
 def forecast():
@@ -69,10 +84,16 @@ def forecast():
 
 def test_recommendation_by_hand():
     found = forecasting.recommend(forecast(), 0.05)
-    assert found.format.to_dict() == {"upper end": "POT_5", "prediction": "INT_4"}
+    assert found.format.to_dict() == {"upper end": "INT_5", "prediction": "INT_4"}
+    assert found.met.all()
     assert forecasting.recommend(forecast(), 0.02).format.to_dict() == {"upper end": "INT_8", "prediction": "INT_5"}
-    assert forecasting.recommend(forecast().assign(upper=numpy.inf), 0.02).format["upper end"] == "none"
-    assert forecasting.recommend(forecast()[:1], 0.0).format.tolist() == ["none", "none"]
+
+
+def test_where_no_format_is_good_enough_the_nearest_is_shown_and_nothing_is_missing():
+    found = forecasting.recommend(forecast().assign(predicted=forecast().predicted + 0.1), 0.002)
+    assert found.format.to_dict() == {"upper end": "INT_8", "prediction": "INT_8"}
+    assert not found.met.any()
+    assert forecasting.recommend(forecast()[:1], 0.0).notna().all(axis=None)
 
 
 @pytest.mark.parametrize(

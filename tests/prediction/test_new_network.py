@@ -1,7 +1,11 @@
+import pandas
 import pytest
 
 from rqlib import prediction
-from rqlib.prediction import forecasting
+from rqlib.prediction import forecasting, ranking
+from rqlib.prediction.published import PSEUDO
+from tests import published
+from tests.prediction.test_ranking import RIVALS
 from tests.prediction.test_ranking import trial as tried
 
 
@@ -28,5 +32,67 @@ def test_another_network_is_predicted_by_what_is_known_of_it():
 
 def test_an_unknown_network_is_named():
     losses, trial = tried()
-    with pytest.raises(ValueError, match="unknown model 'net9' .*; known: net0, net1, net2, net3, net4"):
+    with pytest.raises(ValueError, match="unknown model 'net9'"):
         prediction.forecast(trial, losses, "net9")
+
+
+def seeds() -> pandas.DataFrame:
+    """Four models, the first of them with two seeds."""
+    second = published.made_up(1).assign(seed=1, run="02/net0b")
+    return prediction.table(pandas.concat([published.made_up(4), second], ignore_index=True))
+
+
+def test_two_networks_of_one_model_are_two_and_both_are_left_out():
+    losses = seeds()
+    trial = ranking.leaderboard(losses, RIVALS)
+    found = prediction.forecast(trial, losses, "net0, seed 1")
+    assert found.table.format.is_unique
+    own = losses[losses.title == "net0, seed 1"]
+    fit = forecasting.fit(losses[losses.model != "net0"], found.predictors)
+    assert found.table.equals(forecasting.predict(own, fit))
+    assert prediction.forecast(trial, losses, "net1").table.format.is_unique
+    with pytest.raises(ValueError, match="expected one network, 'net0' are 2: net0, seed 0; net0, seed 1; name one"):
+        prediction.forecast(trial, losses, "net0")
+
+
+def test_a_familiar_network_is_said_to_be_so_and_of_another_every_strange_feature_is_named():
+    losses = tried()[0].assign(depthwise_share=0.0, weight_count=1000.0)
+    trial = ranking.leaderboard(losses, RIVALS)
+    new = losses[losses.model == "net3"].assign(model="new", title="new").drop(columns="accuracy_loss")
+    inside = prediction.forecast(trial, losses, new)
+    assert prediction.familiarity(inside) == "all 12 formats lie within what was measured"
+    assert inside.unlike.empty
+    outside = prediction.forecast(trial, losses, new.assign(depthwise_share=0.5, weight_count=1e6))
+    said = prediction.familiarity(outside)
+    assert said.startswith("unlike the measured networks: 12 of 12 formats lie outside what was measured, in ")
+    assert "weight_count 1,000,000 (measured: 1,000 to 1,000)" in said
+    assert "depthwise_share 0.5 (measured: 0 to 0)" in said
+    assert "times up to 6.95, because the network lies up to 5.95 ranges outside" in said
+    width = (outside.table.upper - outside.table.lower) - (inside.table.upper - inside.table.lower)
+    assert (width > 0).all()
+    assert outside.table.predicted.equals(inside.table.predicted)
+
+
+def test_losses_on_generated_images_are_read_where_both_have_them(capsys):
+    losses = tried()[0]
+    lost = losses.assign(**{PSEUDO: losses.accuracy_loss.round(2)})
+    trial = ranking.leaderboard(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
+    new = lost[lost.model == "net3"].assign(model="new", title="new")
+    assert [one.name for one in prediction.forecast(trial, lost, new).predictors] == ["itself"]
+    blind = prediction.forecast(trial, lost, new.drop(columns=PSEUDO))
+    assert {one.name for one in blind.predictors} == {one.name for one in RIVALS}
+    assert "not used" not in capsys.readouterr().out
+    unread = prediction.forecast(ranking.leaderboard(losses, RIVALS), losses, new)
+    assert unread.table.predicted.equals(blind.table.predicted)
+    assert "known of this network, but not of the measured ones: not used" in capsys.readouterr().out
+
+
+def test_how_good_such_forecasts_are_stands_in_one_row_per_network():
+    losses, trial = tried()
+    judged = prediction.forecast(trial, losses, "net3").judged.table()
+    rows = prediction.judged_by_network(judged)
+    assert rows.index.tolist() == ["net0", "net1", "net2", "net3", "net4"]
+    own = judged[judged.title == "net2"]
+    assert rows.mae["net2"] == pytest.approx(own.residual.abs().mean())
+    assert rows.coverage["net2"] == prediction.coverage(own)
+    assert not rows.isna().all().any()

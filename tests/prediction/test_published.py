@@ -29,15 +29,49 @@ def test_losses_by_hand_and_of_both_forms():
     assert adapter.losses(published.wide()).equals(adapter.losses(adapter.by_generator(published.wide())))
 
 
-def test_a_csv_file_is_found_in_the_folder_of_data(tmp_path, monkeypatch):
+def test_a_table_is_a_file_or_a_run_and_is_found_in_the_folder_of_data(tmp_path, monkeypatch):
     monkeypatch.setenv("RQLIB_DATA", str(tmp_path))
-    published.made_up(1).to_csv(tmp_path / "a.csv", index=False)
-    assert len(adapter.read_csv("a.csv")) == len(adapter.read_csv(tmp_path / "a.csv")) == 12
-    with pytest.raises(FileNotFoundError, match="expected a table .* found no file"):
-        adapter.read_csv("none.csv")
-    (tmp_path / "a.csv").write_text("modle,format,accuracy\nx,INT_4,0.5\n")
-    with pytest.raises(ValueError, match=r"a.csv: expected columns model, .* none named model; .*did you mean 'modle'"):
-        adapter.read_csv("a.csv")
+    rows = published.made_up(1)
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    (tmp_path / "run").mkdir()
+    rows.to_parquet(tmp_path / "run" / "rows.parquet")
+    for path in ("a.csv", tmp_path / "a.csv", "run", tmp_path / "run", "run/rows.parquet"):
+        assert len(adapter.read_table(path)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("none.csv", None, FileNotFoundError, "expected a table (CSV, Parquet, or the folder of a finished run)"),
+        (
+            "a.csv",
+            "modle,format,accuracy\nx,INT_4,0.5\n",
+            ValueError,
+            "a.csv: expected columns model, format, accuracy",
+        ),
+        ("a.csv", "", ValueError, "a.csv: expected a table (CSV or Parquet), got No columns"),
+        ("a.parquet", "text", ValueError, "a.parquet: expected a table (CSV or Parquet), got "),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_what_was_expected(tmp_path, monkeypatch, name, content, error, words):
+    monkeypatch.setenv("RQLIB_DATA", str(tmp_path))
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=re.escape(words)):
+        adapter.read_table(name)
+
+
+def test_losses_that_rows_of_04_have_are_kept_for_all_formats():
+    rows = published.wide().assign(pseudo_accuracy_loss=[None, 0.25, 0.125], trained_clean=[1.0, None, None])
+    assert adapter.losses(rows).to_dict("records") == [
+        {"model": "net", "format": "INT_4", "pseudo_accuracy_loss": 0.25},
+        {"model": "net", "format": "INT_8", "pseudo_accuracy_loss": 0.125},
+    ]
+
+
+def test_networks_without_a_seed_keep_their_losses():
+    rows = published.robust().assign(seed=None)
+    assert adapter.losses(rows).pseudo_accuracy_loss.tolist() == pytest.approx([0.75])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import functools
 
 import pytest
 
-from rqlib.prediction import fits, ranking
+from rqlib.prediction import fits, forecasting, ranking
 from rqlib.prediction.forecasting import Predictor
 from rqlib.prediction.published import PSEUDO
 from rqlib.prediction.ranking import BASELINES, CHOSEN
@@ -103,15 +103,51 @@ def test_candidates_follow_the_columns():
 
 def test_few_networks_have_scores_but_no_choice():
     table, several = trial()
-    assert several.judged(table) is several.chosen
+    assert several.judged(table).own().equals(several.chosen.own())
     pair = ranking.leaderboard(table[table.model.isin(["net0", "net1"])], RIVALS)
     board, held_out, chosen = pair
     assert chosen is None
-    assert pair.judged(["js_macs"]) is held_out[RIVALS[0]]
+    assert pair.judged(["js_macs"]).own().equals(held_out[RIVALS[0]].own())
     assert board.coverage.isna().all()
     assert board.held_out_r2.notna().all()
     with pytest.raises(ValueError, match="expected at least 2 values of 'model' to leave one out, got 1"):
         ranking.leaderboard(table[table.model == "net0"])
+
+
+def test_losses_on_generated_images_are_preferred_where_the_network_has_them():
+    table = published.losses(4).assign(pseudo_accuracy_loss=lambda frame: frame.accuracy_loss.round(1))
+    lost = Predictor((PSEUDO,), "isotonic", "lost")
+    found = ranking.leaderboard(table, [*RIVALS, lost])
+    assert found.best(table.columns) == (lost,)
+    assert set(found.best(table.columns.drop(PSEUDO))) == set(RIVALS)
+
+
+def test_a_predictor_that_one_network_alone_has_is_named_and_left_out(capsys):
+    table = published.losses(3)
+    rare = table.assign(js_macs=table.js_macs.where(table.model == "net0"))
+    found = ranking.leaderboard(rare, RIVALS)
+    assert set(found.held_out) == set(RIVALS[1:])
+    assert "known of fewer than two values of model, so no predictors: js_macs" in capsys.readouterr().out
+
+
+def test_judged_networks_have_the_intervals_that_a_new_one_would_have():
+    table, several = trial()
+    far = table.assign(depthwise_share=(table.model == "net4") * 1.0)
+    plain, judged = several.judged(table), ranking.leaderboard(far, RIVALS).judged(far)
+    one, other = plain.table(), judged.table()
+    strange = far.model == "net4"
+    assert other.distance[~strange & (one.distance == 0)].eq(0).all()
+    assert other[~strange].equals(one[~strange].assign(depthwise_share=0.0)[list(other)])
+    assert other.distance[strange].eq(1.95).all()
+    assert (other.outside[strange].str.contains("depthwise_share")).all()
+    width = (other.upper - other.lower)[strange] - (one.upper - one.lower)[strange]
+    assert (width > 0).all()
+    found = forecasting.predict(
+        far[strange], forecasting.fit(far[~strange], several.best(far, without="net4"))
+    ).set_index("format")
+    own = other[strange].set_index("format").loc[found.index]
+    assert own.distance.to_numpy() == pytest.approx(found.distance.to_numpy())
+    assert own.lower.to_numpy() == pytest.approx(found.lower.to_numpy())
 
 
 @published.needed

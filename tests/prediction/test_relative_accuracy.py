@@ -51,7 +51,7 @@ def test_agreement_is_the_textbook():
 
 @published.needed
 def test_the_published_table_says_what_it_said():
-    frame = prediction.relative(prediction.read_csv(published.ROBUST, ["model", "format"]))
+    frame = prediction.relative(prediction.read_table(published.ROBUST, ["model", "format"]))
     score = prediction.agreement(frame).set_index(["generator", "attack"]).identity_r2
     assert score["trained", "clean"] == pytest.approx(0.87, abs=0.01)
     assert score["trained", "pgd"] == pytest.approx(0.0, abs=0.02)

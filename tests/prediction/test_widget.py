@@ -24,7 +24,7 @@ def test_controls_choose_rows_feature_and_family():
     assert title(explorer) == (
         f"isotonic of js_macs, 36 rows<br>R<sup>2</sup> in sample {fit.r2:.3f}, leaving one model out {out:.3f}"
     )
-    controls["models"].value = ("net0", "net1")
+    controls["networks"].value = ("net0", "net1")
     assert "24 rows" in title(explorer)
     assert not {"net2"} & {trace.name for trace in explorer.figure.data}
 
@@ -39,8 +39,8 @@ def test_every_family_draws_a_nondecreasing_curve(family):
 
 def test_what_cannot_be_fitted_or_left_out_is_said_in_the_figure():
     explorer = widget.r2_explorer(table())
-    explorer.controls["models"].value = ()
+    explorer.controls["networks"].value = ()
     assert "expected at least 3 rows" in explorer.figure.layout.annotations[0].text
-    explorer.controls["models"].value = ("net0",)
+    explorer.controls["networks"].value = ("net0",)
     assert not explorer.figure.layout.annotations
     assert title(explorer).endswith("one model alone: none to leave out")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
+from torch import nn
 
 from rqlib import attacks, data, models, pruning
 from rqlib.core import files, runtime
@@ -109,14 +111,14 @@ def test_files_are_about_as_large_as_expected(pruned, plan, tmp_path, monkeypatc
     assert (sizes.file_bytes / sizes.expected_bytes).between(0.98, 1.1).all()
     assert (sizes.file_bytes < sizes.dense_bytes).all()
     assert sizes.ratio_with_index.is_monotonic_increasing
-    monkeypatch.setattr(packed, "load", lambda path: (bake(pruned["scratch", 0.5]), {}))
+    monkeypatch.setattr(packed, "load", lambda path, expected: (bake(pruned["scratch", 0.5]), {}))
     with pytest.raises(AssertionError, match="has other logits"):
         pruning.on_disk(pruned, plan, tmp_path)
 
 
 def test_eight_bits_of_what_keeps_a_tenth(pruned, scored, plan):
     changes = pruning.eight_bits(pruned, scored, plan, bits=4)
-    assert list(changes) == ["method", "kept", *ORIGIN, *ACCURACIES, "clean_change", "robust_change"]
+    assert list(changes) == ["method", "kept", *ORIGIN, "weights", *ACCURACIES, "clean_change", "robust_change"]
     assert changes.method.tolist() == ["lwm INT_4", "scratch INT_4"]
     assert (changes.kept == 0.12).all()
     before = scored[scored.kept == 0.12].clean_accuracy.to_numpy()
@@ -226,3 +228,30 @@ def test_published_rows_beside_ours_say_whether_the_setting_is_that_of_the_paper
     assert set(pruning.beside_paper(scored, same).setting) == {"ours on CIFAR-10 (JPEG), without the extra images"}
     for changes in OTHER_SETTINGS:
         assert not published.is_setting_of_paper(dataclasses.replace(same, **changes)), changes
+
+
+def test_what_a_network_from_elsewhere_cannot_do_is_said(dense, plan, monkeypatch):
+    stranger = dataclasses.replace(plan, model="torchvision:resnet18")
+    with pytest.warns(UserWarning, match="scratch is left out: .* narrower, not torchvision:resnet18"):
+        assert pruning.methods(dense, ["scratch"], [0.1], stranger) == {}
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = dense
+
+        def forward(self, x):
+            return self.inner(x if x.max() < 9 else x / 2)
+
+    monkeypatch.setattr(savings.cost, "latency", lambda model, x: len(x) / 1000)
+    with pytest.warns(UserWarning, match="filters are left out: torch.fx cannot trace"):
+        table, gap = pruning.filters(Branching(), plan)
+    assert table.index.tolist() == ["dense"]
+    assert math.isnan(gap)
+
+
+def test_new_networks_are_of_the_kind_that_is_pruned(plan):
+    spec = dataclasses.replace(plan.images.spec, mean=(0.1, 0.2, 0.3))
+    new = dataclasses.replace(plan, model="AlexNet", width=0.1, spec=spec, options={"dropout": 0.3}).build()
+    assert new.normalize.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert {part.p for part in new.modules() if isinstance(part, nn.Dropout)} == {0.3}

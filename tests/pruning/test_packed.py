@@ -41,6 +41,21 @@ def test_size_is_that_of_storage_and_logits_are_the_same(tmp_path, kept, format)
     assert kept > 0.9 or path.stat().st_size < (kept + 0.2) * dense.stat().st_size
 
 
+@torch.no_grad()
+def test_a_weight_that_two_layers_share_is_stored_once(tmp_path):
+    name = "tests.pruning.odd:tied"
+    model = models.build(name, COLOR, seed=0).eval()
+    model = parametrizations.bake(masks.apply_masks(model, masks.magnitude_masks(model, 0.5)))
+    path = packed.save(tmp_path / "net.rqz", model, name, COLOR)
+    expected = sum(bits for part, bits in measures.storage(model).items() if part in ("coded_bits", "index_bits"))
+    expected = (expected + measures.storage(model)["other_bits"]) / 8
+    assert path.stat().st_size < expected + 450, "a header"
+    assert model.network.one.weight.numel() * 4 > 450
+    loaded, _ = packed.load(path, expected=name)
+    assert loaded.network.one.weight is loaded.network.other.weight
+    assert torch.equal(loaded(X), runtime.active().place(model)(X))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.floats(0, 1), st.booleans(), st.integers(0, 2**31))
 def test_any_weight_comes_back(count, density, few, seed):

@@ -14,7 +14,7 @@ from rqlib.quantization.fake_quantize import Quantized
 def test_the_largest_value_is_inside_its_own_range(format):
     for seed in range(100):
         x = torch.randn(50, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        scale = observers.scale(observers.observe(x[None], histogram=False), format)
+        scale = observers.scale(observers.observe(x[None], histogram=False), format, "minmax")
         Quantized(format, scale)(x).sum().backward()
         assert x.grad.all()
 
@@ -34,6 +34,24 @@ def test_agrees_with_torch_fake_quantization_forward_and_backward(bits):
     assert_close(quantized, expected, rtol=0, atol=0)
     assert_close(x.grad[~between], twin.grad[~between])
     assert not x.grad[between].any()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_without_a_sign_it_agrees_with_torch_and_lets_gradients_pass_from_0_to_the_limit(bits):
+    format, scale = INT(bits).unsigned, 0.25
+    largest = 2**bits - 1
+    x = torch.cat([torch.zeros(1), torch.tensor([largest * scale]), torch.randn(1000) * scale * largest / 2])
+    x.requires_grad_()
+    expected = torch.fake_quantize_per_tensor_affine(x.detach(), scale, 0, 0, largest)
+    point = Quantized(format, torch.tensor(scale / format.unit))
+    quantized = point(x)
+    assert_close(quantized, expected, rtol=0, atol=0)
+    quantized.sum().backward()
+    assert torch.equal(x.grad.bool(), (x >= 0) & (x <= largest * scale * (1 + 1e-6)))
+    point.masked = False
+    x.grad = None
+    point(x).sum().backward()
+    assert x.grad.all()
 
 
 def test_works_in_a_stack_of_networks():

@@ -25,6 +25,16 @@ def test_layer_bars_keep_the_order_of_layers():
     assert list(lower.y) == [0.0, 0.5]
 
 
+def test_estimated_errors_stand_beside_the_measured_ones():
+    rows = {"layer": ["stem", "head"] * 2, "format": ["INT_2"] * 2 + ["INT_8"] * 2}
+    measured = pandas.DataFrame(rows | {"logit_error": [0.2, 0.1, 0.002, 0.0]})
+    estimated = pandas.DataFrame(rows | {"logit_error": [0.3, 0.1, 0.001, 0.0]})
+    figure = figures.estimated_against_measured(estimated, measured)
+    assert [trace.name for trace in figure.data] == ["INT_2", "INT_8", "equal"]
+    assert list(figure.data[1].x) == [0.002], "a logarithm shows no error of 0"
+    assert list(figure.data[0].y) == [0.3, 0.1]
+
+
 def test_one_line_per_kind_and_per_number_of_exponent_bits(sweep):
     figure = figures.accuracy_against_bits(sweep)
     assert [line.name for line in figure.data] == ["INT", "POT", "FLOAT, 1 exponent bit", "FLOAT, 4 exponent bits"]

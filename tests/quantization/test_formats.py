@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from rqlib.quantization import FLOAT, GRID, INT, POT, Format, formats
 
 names = pytest.mark.parametrize("format", GRID, ids=lambda format: format.name)
+UNSIGNED = [*dict.fromkeys(format.unsigned for format in GRID if format.unsigned != format)]
+all_names = pytest.mark.parametrize("format", [*GRID, *UNSIGNED], ids=lambda format: format.name)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -50,21 +52,70 @@ def test_duplicates_are_exactly_the_formats_with_levels_seen_before(format):
     assert formats.parse(format.name) == formats.parse(format) == format
 
 
-@names
+@all_names
 def test_levels_are_what_the_definition_says(format):
     e, m = format.exponent_bits, format.mantissa_bits
     exponents = range(2 - 2 ** (e - 1), 2 ** (e - 1) + 1)
     positive = {(1 + k / 2**m) * 2.0**x for x in exponents for k in range(2**m)}
     positive |= {k / 2**m * 2.0 ** exponents[0] for k in range(1, 2**m)}
-    assert format.levels.tolist() == sorted({0.0} | positive | {-level for level in positive})
-    assert len(format.levels) == 2**format.bits - 1
+    negative = {-level for level in positive} if format.signed else set()
+    assert format.levels.tolist() == sorted({0.0} | positive | negative)
+    assert len(format.levels) == 2**format.bits - format.signed
     assert format.levels[-1] == format.max
+    assert format.levels[0] == format.min
     assert format.levels.dtype == torch.float32
     assert format.levels[format.levels > 0][0] == format.unit
     assert (format.levels / format.unit % 1 == 0).all()
 
 
 @names
+def test_the_unsigned_form_has_no_negative_values_and_more_positive_ones(format):
+    unsigned = format.unsigned
+    assert unsigned.bits == format.bits
+    assert unsigned.unsigned == unsigned
+    assert formats.parse(unsigned.name) == unsigned
+    if format == POT(8):  # its powers of two already span float32
+        assert unsigned == format
+        return
+    assert not unsigned.signed
+    assert unsigned.name.startswith("U")
+    positive, before = unsigned.levels[unsigned.levels > 0], format.levels[format.levels > 0]
+    assert len(positive) == 2 * len(before) + 1
+    if format.exponent_bits == 1:
+        same(positive, unsigned.unit * torch.arange(1.0, 2**format.bits))
+    elif format.mantissa_bits == 0:
+        assert (positive[1:] == 2 * positive[:-1]).all()
+    else:
+        assert torch.isin(before, positive).all()
+        assert unsigned.unit == format.unit / 2
+
+
+@names
+def test_formats_of_equal_values_have_unsigned_forms_of_equal_values(format):
+    if format.duplicate_of:
+        twin = formats.parse(format.duplicate_of)
+        same(format.unsigned.levels, twin.unsigned.levels)
+        assert format.unsigned.duplicate_of in (twin.unsigned.name, None)
+
+
+def test_unsigned_names_and_values():
+    assert [format.unsigned.name for format in (INT(8), POT(4), FLOAT(8, 4), POT(2), POT(8))] == [
+        "UINT_8", "UPOT_4", "UFLOAT_8_E4", "UINT_2", "POT_8",
+    ]  # fmt: skip
+    assert (INT(2).unsigned.levels / INT(2).unsigned.unit).tolist() == [0, 1, 2, 3]
+    assert POT(3).unsigned.levels.tolist() == [0, *(2.0**x for x in range(-2, 5))]
+    assert FLOAT(3, 2).unsigned.levels.tolist() == POT(3).unsigned.levels.tolist()
+    assert FLOAT(8, 3, legacy=True).unsigned.name == "UFLOAT_8_E3_LEGACY"
+    assert INT(8).unsigned.max / INT(8).unsigned.unit == 255
+
+
+def test_eight_unsigned_bits_round_as_torch_quantizes():
+    x = torch.cat([normal_values(10_000, spread=1.0), torch.linspace(-1, 5, 10_001)])
+    format = INT(8).unsigned
+    same(format.round(x), torch.fake_quantize_per_tensor_affine(x, format.unit, 0, 0, 255))
+
+
+@all_names
 def test_every_level_is_fixed_and_others_go_to_the_nearest(format):
     same(format.round(format.levels), format.levels)
     x = normal_values(100_000, spread=2 ** (format.exponent_bits - 1) / 2)
@@ -97,21 +148,23 @@ def test_agrees_with_ml_dtypes_on_every_code_and_a_million_values(name):
 
 @settings(deadline=None, max_examples=50)
 @given(
-    x=st.lists(finite, min_size=2, max_size=50), format=st.sampled_from([*GRID, FLOAT(16, 7), FLOAT(8, 3, legacy=True)])
+    x=st.lists(finite, min_size=2, max_size=50),
+    format=st.sampled_from([*GRID, *UNSIGNED, FLOAT(16, 7), FLOAT(8, 3, legacy=True)]),
 )
 def test_rounding_is_idempotent_odd_monotone_and_bounded(x, format):
     x = torch.tensor(x, dtype=torch.float32).sort().values
     y = format.round(x)
     same(format.round(y), y)
-    same(format.round(-x), 0.0 - y)
+    if format.signed:
+        same(format.round(-x), 0.0 - y)
     assert (y.diff() >= 0).all()
-    assert (y.abs() <= format.max).all()
+    assert ((y >= format.min) & (y <= format.max)).all()
     gaps = format.levels.diff().max() if format.bits <= 20 else torch.inf
-    inside = x.abs() <= format.max
+    inside = (x >= format.min) & (x <= format.max)
     assert ((y - x).abs()[inside] <= gaps / 2).all()
 
 
-@names
+@all_names
 def test_other_types_follow_the_same_levels(format):
     x = normal_values(10_000)
     same(format.round(x.double()), format.round(x).double())
@@ -126,9 +179,9 @@ def test_wide_formats_are_rounded_in_float64():
 
 def test_infinity_saturates_nan_stays_and_no_zero_is_negative():
     x = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, -1e-30])
-    for format in (INT(8), POT(4), FLOAT(8, 4), FLOAT(8, 4, legacy=True)):
+    for format in (INT(8), POT(4), FLOAT(8, 4), FLOAT(8, 4, legacy=True), INT(8).unsigned, FLOAT(8, 4).unsigned):
         y = format.round(x)
-        assert y[:2].tolist() == [format.max, -format.max]
+        assert y[:2].tolist() == [format.max, format.min]
         assert y[2].isnan()
         assert not y[3:].any()
         assert not y[3:].signbit().any()
@@ -148,7 +201,7 @@ def test_large_tensors_are_rounded_piece_by_piece_to_the_same_values(layout):
     same(FLOAT(8, 4).round(x[:1].expand(40, -1, -1, -1))[39], y[0])
 
 
-@names
+@all_names
 def test_compiled_loop_gives_the_same_values(format, compiler):
     x = torch.cat([normal_values(20_000), torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])])
     same(format.round_compiled(x), format.round(x))
@@ -185,6 +238,9 @@ NAMES = {
     "POT_1": r"POT_1: bits must be 2\.\.32",
     "POT_9": r"POT_9: exponent bits must be 1\.\.7",
     "FLOAT_4_E3_LEGACY": r"FLOAT_4_E3_LEGACY: only a FLOAT with mantissa bits",
+    "UPOT_8": r"UPOT_8: exponent bits must be 1\.\.7",
+    "UFLOAT_4_E5": r"UFLOAT_4_E5: exponent bits must be 1\.\.4",
+    "UFLOAT_4_E4_LEGACY": r"UFLOAT_4_E4_LEGACY: only a FLOAT with mantissa bits",
     "INT8": r"unknown format 'INT8' \(did you mean 'INT_8'\?\)",
     "banana": r"unknown format 'banana'; known: INT_2",
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rqlib.quantization import int8
+from rqlib.quantization import INT, POT, int8
 
 needs_int8 = pytest.mark.skipif(not int8.available(), reason="no exact 8-bit convolutions on this machine")
 
@@ -34,7 +34,8 @@ def layer(inputs=6, outputs=8, **options):
 )
 def test_sums_are_exact(options, nonnegative):
     convolution = layer(**options)
-    codes = torch.randint(0 if nonnegative else -127, 128, (2, convolution.in_channels, 9, 9)).float()
+    low, high = (0, 255) if nonnegative else (-127, 127)
+    codes = torch.randint(low, high + 1, (2, convolution.in_channels, 9, 9)).float()
     codes = codes.contiguous(memory_format=torch.channels_last)
     expected = convolution.double()(codes.double())
     sums = int8.Conv2d(convolution, nonnegative=nonnegative)(codes)
@@ -43,16 +44,19 @@ def test_sums_are_exact(options, nonnegative):
 
 
 def test_what_fits():
-    assert int8.fits(layer(), 127)
-    assert not int8.fits(layer(), 128)
-    assert not int8.fits(layer(), float("inf"))
-    assert not int8.fits(layer(padding="same"), 127)
-    assert not int8.fits(layer(padding=1, padding_mode="reflect"), 127)
-    assert not int8.fits(nn.Conv1d(1, 1, 1), 1)
+    assert int8.fits(layer(), 127, nonnegative=False)
+    assert not int8.fits(layer(), 128, nonnegative=False)
+    assert int8.fits(layer(), 255, nonnegative=True)
+    for largest in (256, float("inf")):
+        assert not int8.fits(layer(), largest, nonnegative=True)
+    for other in (layer(padding="same"), layer(padding=1, padding_mode="reflect"), nn.Conv1d(1, 1, 1)):
+        assert not int8.fits(other, 1, nonnegative=True)
     for value in (128.0, 0.5):
         convolution = layer()
         convolution.weight.data[0, 0, 0, 0] = value
-        assert not int8.fits(convolution, 127)
+        assert not int8.fits(convolution, 127, nonnegative=False)
+    narrow = [format for format in (INT(8), INT(8).unsigned, INT(9), INT(9).unsigned, POT(5)) if int8.holds(format)]
+    assert narrow == [INT(8), INT(8).unsigned]
 
 
 def test_a_machine_without_the_operators_is_told_from_one_with(monkeypatch):
@@ -61,5 +65,5 @@ def test_a_machine_without_the_operators_is_told_from_one_with(monkeypatch):
 
     monkeypatch.setattr(int8, "_is_exact", missing)
     assert not int8.available.__wrapped__()
-    monkeypatch.setattr(int8, "_is_exact", lambda groups, lowest: lowest == 0)  # saturates on signed codes
+    monkeypatch.setattr(int8, "_is_exact", lambda groups, nonnegative: nonnegative)  # saturates on signed codes
     assert not int8.available.__wrapped__()

@@ -21,7 +21,7 @@ def layer(kind=nn.Conv2d):
 def test_the_largest_weight_is_the_largest_level(kind, granularity):
     made = layer(kind)
     before = made.weight.detach().clone()
-    layer_formats.quantize_weight(made, FLOAT(6, 2), granularity)
+    layer_formats.quantize_weight(made, FLOAT(6, 2), granularity, "minmax")
     scale = fake_quantize.quantizer(made).scale
     levels = (made.weight.detach() / scale).flatten(1)
     assert_close(FLOAT(6, 2).round(levels), levels)
@@ -57,10 +57,27 @@ def test_biases_lie_on_grids_in_units_of_the_sum(format, bias, granularity):
         made, point = quantized.get_submodule(name), quantized.quantizers.get_submodule(source)
         weight, quantizer = (fake_quantize.quantizer(made, name) for name in ("weight", "bias"))
         assert quantizer.format == bias
-        step = weight.scale.flatten().double() * unit(format) * point.scale.double() * unit(format)
+        assert point.format == (format.unsigned if name == "4" else point.format)
+        step = weight.scale.flatten().double() * unit(format) * point.scale.double() * unit(point.format)
         units = made.bias.detach().double() / step
         expected = units.round() if bias == INT(32) else bias.round(units)
         assert_close(units, expected, rtol=1e-5, atol=1e-5)
         original = network.get_submodule(name).bias
         tolerance = {"INT": step.max().item(), "POT": 0.34 * original.abs().max().item(), "FLOAT": 0.002}[format.kind]
         assert_close(made.bias, original, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("format", [INT(8), INT(16)], ids=lambda format: format.name)
+@pytest.mark.parametrize("granularity", layer_formats.GRANULARITIES)
+def test_biases_that_their_unit_cannot_hold_get_one_of_their_own(format, granularity):
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    network[0].weight.data[:4] = 0  # filters that were pruned; their biases stay
+    network[0].weight.data *= 1e-6 if granularity == "tensor" else 1
+    network[0].bias.data.uniform_(0.5, 1.5)
+    calibrated = calibration.calibrate(network, torch.rand(4, 3, 8, 8))
+    with pytest.warns(UserWarning, match=r"\d+ biases are larger than their format holds .* of their own: 0 \([48]\)"):
+        quantized = post_training.apply(calibrated, format, granularity=granularity, bias="seed")
+    assert_close(quantized.get_submodule("0").bias, network[0].bias, rtol=0.01, atol=0)
+    quantized = post_training.apply(calibrated, POT(4), granularity=granularity, bias="seed")  # POT_8 holds every bias
+    assert_close(quantized.get_submodule("0").bias, network[0].bias, rtol=0.34, atol=0)

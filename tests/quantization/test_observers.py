@@ -14,7 +14,7 @@ def heavy_tailed(count=100_000):
 
 def test_minmax_puts_the_largest_magnitude_on_the_largest_value():
     x = torch.tensor([[1.0, -3.0], [0.5, 0.25]])
-    scale = observers.scale(observers.observe(x, histogram=False), INT(8))
+    scale = observers.scale(observers.observe(x, histogram=False), INT(8), "minmax")
     assert_close(scale * INT(8).max, torch.tensor([3.0, 0.5]))
 
 
@@ -52,3 +52,13 @@ def test_an_all_zero_tensor_has_a_scale(method):
     scale = observers.scale(observers.observe(torch.zeros(1, 10)), FLOAT(8, 4), method)
     assert scale > 0
     assert (FLOAT(8, 4).round(torch.zeros(3) / scale) * scale == 0).all()
+
+
+def test_signals_that_are_never_negative_take_the_unsigned_form():
+    negative, positive = (observers.observe(torch.tensor([[low, 1.0]])) for low in (-1e-30, 0.0))
+    assert observers.fitting(negative, INT(8)) == INT(8)
+    assert observers.fitting(positive, INT(8)) == INT(8).unsigned
+    assert observers.fitting(positive, INT(8), "signed") == INT(8)
+    assert observers.fitting(observers.observe(torch.tensor([[0.0, 1.0], [1.0, -1.0]])), INT(8)) == INT(8)
+    with pytest.raises(ValueError, match=r"expected nonnegative unsigned \| signed, got 'yes'"):
+        observers.fitting(positive, INT(8), "yes")

@@ -24,7 +24,7 @@ def test_options_keep_the_accuracy_at_eight_bits(trained, digits, ranges, granul
 
 
 def test_training_on_the_grid_wins_accuracy_back(trained, digits):
-    network = post_training.ptq(trained, INT(2), digits.calibration(256), activations=INT(8))
+    network = post_training.ptq(trained, INT(2), digits.calibration(256), activations=INT(8), ranges="minmax")
     before = measures.accuracy(network, *digits.test)
     recipe = Recipe(1, batch_size=50, lr=0.005, nesterov=True, schedule="triangle", augment=False)
     training.fit(network, digits, training.objective("natural"), recipe)
@@ -37,17 +37,21 @@ def test_training_on_the_grid_wins_accuracy_back(trained, digits):
     assert measures.accuracy(lowered, *digits.test) == pytest.approx(after, abs=0.01)
 
 
-def test_every_weight_and_signal_is_on_its_grid_and_gradients_reach_the_image():
+@pytest.mark.parametrize("nonnegative", ["unsigned", "signed"])
+def test_every_weight_and_signal_is_on_its_grid_and_gradients_reach_the_image(nonnegative):
     model, pictures, labels = quantized_networks.small()
     before = copy.deepcopy(model.state_dict())
-    network = copy.deepcopy(post_training.ptq(model, FLOAT(6, 2), pictures, granularity="channel"))
+    options = {"granularity": "channel", "nonnegative": nonnegative}
+    network = copy.deepcopy(post_training.ptq(model, FLOAT(6, 2), pictures, **options))
     seen = []
     names = [f"quantizers.{name}" for name, _ in network.quantizers.named_children()]
     x = (pictures / 255).requires_grad_()
     with layers.watching(network, names, lambda name, _, signal: seen.append((network.get_submodule(name), signal))):
         F.cross_entropy(network(x), labels).backward()
+    assert {point.format.signed for point, _ in seen} == ({True, False} if nonnegative == "unsigned" else {True})
     for point, signal in seen:
-        assert point.format == FLOAT(6, 2)
+        assert point.format == (FLOAT(6, 2) if point.format.signed else FLOAT(6, 2).unsigned)
+        assert point.format.signed == (nonnegative == "signed" or bool((signal < 0).any()))
         assert quantized_networks.levels_of(point.format, point.scale, signal.detach())[1].max() < 1e-5
     assert x.grad.abs().sum() > 0
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -71,7 +75,7 @@ def test_weights_and_signals_can_have_formats_of_their_own():
     kinds = {name: fake_quantize.quantizer(layer) for name, layer in layers.weighted_layers(network)}
     assert kinds.pop(first).format == POT(4)
     assert set(kinds.values()) == {None}
-    assert {point.format for point in network.quantizers.children()} == {INT(8)}
+    assert {point.format for point in network.quantizers.children()} == {INT(8), INT(8).unsigned}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,10 @@ def test_weights_and_signals_can_have_formats_of_their_own():
     [
         ("FLOAT_8_E9", {}, r"FLOAT_8_E9: exponent bits must be 1\.\.7"),
         ("INT_8", {"granularity": "row"}, r"expected granularity tensor \| channel, got 'row'"),
+        ("INT_8", {"ranges": "max"}, r"expected ranges minmax \| percentile \| mse, got 'max'"),
+        ("INT_8", {"nonnegative": "u"}, r"expected nonnegative unsigned \| signed, got 'u'"),
+        ("UINT_8", {}, "expected a format with a sign, got UINT_8: weights are negative, too"),
+        ("INT_8", {"activations": "UINT_8"}, "expected a format with a sign, got UINT_8"),
         ("INT_8", {"bias": "int"}, r"expected bias float \| seed, got 'int'"),
         ("INT_8", {"bias": "seed", "activations": False}, "bias='seed' .* needs quantized signals"),
         ({"stem": "INT_8"}, {"activations": False}, r"no .* layer is named \['stem'\]; there are features"),

@@ -11,11 +11,13 @@ from rqlib.core import files, layers, runtime
 from rqlib.quantization import calibration, integer, post_training, sweeping
 from tests import quantized_networks
 
+SEED = {"ranges": "minmax", "nonnegative": "signed"}
+
 
 @pytest.fixture(scope="module")
 def scored(trained, digits):
     chosen = ["INT_16", "INT_8", "INT_4", "INT_3", "INT_2", "POT_2", "FLOAT_8_E1", "FLOAT_8_E4", "FLOAT_8_E1_LEGACY"]
-    frame = sweeping.sweep(trained, chosen, digits.calibration(256), *digits.test)
+    frame = sweeping.sweep(trained, chosen, digits.calibration(256), *digits.test, **SEED)
     return frame.set_index("format", drop=False)
 
 
@@ -56,7 +58,7 @@ def test_rows_say_what_they_are(scored, trained):
 
 
 def test_a_row_is_what_ptq_gives(scored, trained, digits):
-    network = post_training.ptq(trained, "FLOAT_8_E4", digits.calibration(256))
+    network = post_training.ptq(trained, "FLOAT_8_E4", digits.calibration(256), **SEED)
     expected = scored.accuracy["FLOAT_8_E4"]
     assert measures.accuracy(network, *digits.test) == pytest.approx(expected, abs=2 / len(digits.test.labels))
     lowered = integer.lower(network, arithmetic="float32")

@@ -145,7 +145,7 @@ def test_quantized_networks_are_climbed_past_the_clipping_and_need_a_float_twin(
 
 
 def test_clipping_that_hides_gradients_is_found():
-    network = quantization.ptq(natural(), "INT_8", robust_networks.images(60)[0])
+    network = quantization.ptq(natural(), "INT_8", robust_networks.images(60)[0], ranges="minmax", nonnegative="signed")
     for point in network.quantizers.children():
         point.scale.mul_(0.05)  # nearly everything is clipped, and its gradient is zero
     table = check(network, count=60)

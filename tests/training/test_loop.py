@@ -9,7 +9,7 @@ import torch
 
 from rqlib import data, measures, models
 from rqlib.core import files
-from rqlib.training import loop, objectives, recipes
+from rqlib.training import loop, objectives, outcome, recipes
 
 RECIPE = recipes.Recipe(4, batch_size=64, lr=0.05, nesterov=True, schedule="triangle", ema_decay=0.9)
 PLAIN = dataclasses.replace(RECIPE, ema_decay=None)
@@ -172,3 +172,59 @@ def test_what_does_not_belong_is_refused(tmp_path, call, words):
     fit(network(), SHORT, checkpoint=tmp_path / "training.pt", dataset=few_digits().take(train=320, validation=8))
     with pytest.raises(ValueError, match=words):
         call(tmp_path / "training.pt")
+
+
+def normalized() -> torch.nn.Module:
+    """BatchNorm sees one value per image and channel."""
+    torch.manual_seed(0)
+    pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 10)]
+    return torch.nn.Sequential(*pooled)
+
+
+def sizes_of_batches(images: int, batch_size: int) -> list[int]:
+    seen, recipe = [], dataclasses.replace(PLAIN, epochs=1, batch_size=batch_size)
+
+    def noted(model, x, y):
+        seen.append(len(y))
+        return objectives.natural(model, x, y)
+
+    fit(normalized(), recipe, dataset=few_digits(images), objective=noted)
+    return seen
+
+
+def test_a_last_batch_of_one_joins_the_one_before_which_is_said_once(tmp_path):
+    assert sizes_of_batches(66, 32) == [32, 32, 2]
+    with pytest.warns(UserWarning, match="65 training images in batches of 32 leave one image.* then has 33") as said:
+        assert sizes_of_batches(65, 32) == [32, 33]
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("ignore:65 training images")
+def test_a_training_with_a_joined_batch_resumes_bit_for_bit(tmp_path):
+    whole, resumed, options = normalized(), normalized(), {"dataset": few_digits(65)}
+    fit(whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(normalized(), after_epoch=interrupt, checkpoint=tmp_path / "t.pt", **options)
+    fit(resumed, checkpoint=tmp_path / "t.pt", **options)
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 64), (3, 1)])
+def test_batchnorm_on_single_images_is_refused_with_a_remedy(images, batch_size):
+    with pytest.raises(
+        ValueError, match="expected batches of at least two images.*got a batch of one; take batch_size"
+    ):
+        sizes_of_batches(images, batch_size)
+
+
+def test_no_epochs_only_score_the_network(tmp_path):
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _ in range(2):  # once, and once from the file
+        history = fit(model, recipes.recipe("none"), checkpoint=tmp_path / "a.pt")
+        assert history.epoch.tolist() == [0]
+        assert "loss" not in history
+        assert history.validation_accuracy[0] == measures.accuracy(model, *few_digits().validation)
+    for found in (model.state_dict(), loop.weights(tmp_path / "a.pt"), loop.weights(tmp_path / "a.pt", "last")):
+        assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
+    assert outcome.summary(history)["epochs_run"] == 0

@@ -37,8 +37,9 @@ def test_epochs_are_the_recipes_own_or_those_asked_for():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: recipes.Recipe(0), "epochs and batch_size of at least 1, got 0 and 128"),
-        (lambda: recipes.recipe("quick", epochs=-1), "epochs and batch_size of at least 1, got -1 and 128"),
+        (lambda: recipes.Recipe(1, batch_size=0), "epochs >= 0 and batch_size >= 1, got 1 and 0"),
+        (lambda: recipes.recipe("quick", epochs=-1), "epochs >= 0 and batch_size >= 1, got -1 and 128"),
+        (lambda: recipes.recipe("none", epochs=2), "recipe 'none' trains nothing: expected epochs 0, got 2"),
         (lambda: recipes.Recipe(1, lr=0.0), "lr > 0"),
         (lambda: recipes.Recipe(1, schedule="cosin"), "mean 'cosine'"),
         (lambda: recipes.recipe("seed01"), r"unknown recipe 'seed01' \(did you mean 'seed001'\?\)"),

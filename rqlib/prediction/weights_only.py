@@ -5,32 +5,14 @@ from collections.abc import Iterable
 from pandas import DataFrame
 from torch import nn
 
-from rqlib import models, quantization
+from rqlib import quantization
 from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
+from rqlib.prediction.anatomy import plain_features
 from rqlib.quantization import Format, calibration, post_training, similarity
 
 MEASURES = tuple(similarity.MEASURES)
-
-
-def open_network(source: str, spec: ImageSpec, *, weights: str = "") -> tuple[nn.Module, ImageSpec]:
-    """The network of a checkpoint of 01_train, or of a name and weights, and the images that it takes.
-
-    Args:
-        source: path of a checkpoint; or a name that `models.build` takes (``torchvision:resnet18``).
-        spec: the images that a network given by its name takes. A checkpoint says that itself.
-        weights: path of a state dict, for a network given by its name.
-
-    Raises:
-        FileNotFoundError, ValueError: as `models.load` and `models.build`; a name is given without weights.
-    """
-    if source not in models.MODELS and not source.startswith("torchvision:"):
-        network, kept = models.load(source)
-        return network, kept["spec"]
-    if not weights:
-        raise ValueError(f"expected weights=PATH (a state dict) for {source!r}, got none; random ones predict nothing")
-    return models.build(source, spec, weights=weights), spec
 
 
 def similarity_rows(
@@ -38,20 +20,31 @@ def similarity_rows(
     spec: ImageSpec,
     chosen: Iterable[Format | str] = quantization.GRID,
     *,
-    measures: Iterable[str] = ("js", "relative_error"),
+    measures: Iterable[str] = MEASURES,
+    granularity: str = "tensor",
+    ranges: str = "mse",
+    **others: str,
 ) -> DataFrame:
     """The similarities of quantized weights to float ones: rows of `quantization.sweep` without its scores.
 
+    Args:
+        spec: the images that the network takes; their height and width give the MACs.
+        granularity, ranges: how the weights' scales are chosen, as in `quantization.ptq`.
+        others: the rest of a setting (`prediction.setting`): nonnegative, bias. They concern signals and biases, so
+            they change nothing here, and stand in the rows.
+
     Returns:
         One row per format: format, kind, bits, exponent_bits, coded_bits (of all convolution and linear weights), the
-        figures of each measure (`similarity.figures`), and the same divided by the network's own at INT_4.
+        figures of each measure (`similarity.figures`), the same divided by the network's own at INT_4, the setting,
+        and the `plain_features` of the network.
     """
-    calibrated = calibration.calibrate(model, None, activations=False)
+    calibrated = calibration.calibrate(model, None, ranges=ranges, activations=False)
     reference = similarity.Reference(calibrated.network, spec)
     measures = tuple(measures)
 
     def figures(format: Format) -> dict[str, float]:
-        return reference.figures(post_training.apply(calibrated, format, activations=False), measures)
+        quantized = post_training.apply(calibrated, format, granularity=granularity, activations=False)
+        return reference.figures(quantized, measures)
 
     at_int4, weights = figures(quantization.INT(4)), cost.weight_count(model)
     rows = []
@@ -61,4 +54,5 @@ def similarity_rows(
             "format": format.name, "kind": format.kind, "bits": format.bits, "exponent_bits": format.exponent_bits,
             "coded_bits": weights * format.bits, **own, **similarity.normalized(own, at_int4),
         })  # fmt: skip
-    return DataFrame(rows)
+    setting = {"granularity": granularity, "ranges": ranges, **others}
+    return DataFrame(rows).assign(**setting, **plain_features(model))

@@ -1,0 +1,49 @@
+"""The tables that come with the workbook: networks measured before, for whoever has measured none."""
+
+import pandas
+from pandas import DataFrame
+
+from rqlib.core import files
+from rqlib.core.vocabulary import did_you_mean
+from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, SETTING
+from rqlib.prediction.settings import filled
+
+TABLES = {"02_quantize": "quantize.csv", "04_generator": "pseudo.csv"}
+"""Notebook -> the table of its rows in outputs/reference."""
+
+
+def reference(source: str = "02_quantize") -> DataFrame:
+    """Rows of networks that were measured before, as the runs of a notebook would give them; prints which table it is.
+
+    Rows of `02_quantize` also get the losses on generated images, where `04_generator` measured the same network in
+    the same setting.
+
+    Raises:
+        ValueError: a notebook without such a table.
+        FileNotFoundError: the table is not there.
+    """
+    if source not in TABLES:
+        raise ValueError(did_you_mean("source", source, TABLES))
+    rows = _read(source)
+    if source == "02_quantize":
+        rows = _with_losses(filled(rows), filled(_read("04_generator")))
+    quantized = rows[rows.format != FLOAT]
+    names = ", ".join(quantized.model.unique())
+    print(f"no finished run of {source}: the shipped table outputs/reference/{TABLES[source]} is used ({names})")
+    return rows
+
+
+def _read(source: str) -> DataFrame:
+    path = files.project_root() / "outputs" / "reference" / TABLES[source]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected finished runs of {source}, or the shipped table {path}, found neither; "
+            f"run notebooks/{source}.ipynb"
+        )
+    return pandas.read_csv(path)
+
+
+def _with_losses(rows: DataFrame, pseudo: DataFrame) -> DataFrame:
+    keys = [name for name in (*NETWORK, *SETTING, "format") if name in rows and name in pseudo]
+    lost = [name for name in GENERATORS.values() if name in pseudo and name not in rows]
+    return rows.merge(pseudo[pseudo.format != FLOAT][keys + lost], how="left", on=keys, validate="m:1")
