@@ -1,0 +1,55 @@
+"""The weights that a network computes with when a BatchNorm follows: what a penalty on weights has to look at."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rqlib.core import layers
+
+
+class HiddenLayers(NamedTuple):
+    """Names of the convolution and linear layers but the last, and of the BatchNorm behind each (None without one)."""
+
+    names: list[str]
+    norms: list[str | None]
+
+    def of(self, model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """(layer, BatchNorm or None) of a network with these names."""
+        for name, norm in zip(self.names, self.norms, strict=True):
+            yield model.get_submodule(name), None if norm is None else model.get_submodule(norm)
+
+
+def hidden_layers(model: nn.Module) -> HiddenLayers:
+    """The layers that a penalty looks at: all but the last, which writes the logits.
+
+    A BatchNorm belongs to a layer if it alone reads the layer's output. Where torch.fx cannot trace the network, none
+    is known.
+
+    Raises:
+        ValueError: the network has no such layer.
+    """
+    names = [name for name, _ in layers.weighted_layers(model)][:-1]
+    if not names:
+        raise ValueError(
+            "expected a network with hidden convolution or linear layers to penalize, got "
+            f"{type(model).__name__} without any; choose penalty='none'"
+        )
+    try:
+        norms = dict(layers.foldable_pairs(model))
+    except ValueError:
+        norms = {}
+    return HiddenLayers(names, [norms.get(name) for name in names])
+
+
+def folded_weight(layer: nn.Module, norm: nn.Module | None) -> Tensor:
+    """``W gamma / sqrt(var + eps)`` of each output channel: the layer's weight with its BatchNorm folded in.
+
+    The gradient reaches W and gamma, not the running variance.
+    """
+    if norm is None:
+        return layer.weight
+    scale = torch.rsqrt(norm.running_var.detach() + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    return layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
