@@ -1,0 +1,183 @@
+"""A network as a list of steps for which bounds are known: affine maps, ReLU, clips, rounding, max-pools and sums.
+
+BatchNorm is folded, and what does not depend on the image is computed once. Masks, factors and number formats need
+nothing here, because ``layer.weight`` is the weight that the network computes with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from rqlib.core import layers, runtime
+from rqlib.defenses.noise import Noise
+
+IMAGE, LAYER, LINEAR, ADD, MONOTONE = "image", "layer", "linear", "add", "monotone"
+RELU, CLIP, ROUND, MAX = CURVES = "relu", "clip", "round", "max"
+"""Kinds of steps. LAYER is a convolution or linear layer. LINEAR is any other affine map in which each result increases
+with every value that it reads, or decreases, or does not depend on it. MONOTONE maps single values and has bounds in
+boxes only. CURVES are what linear bounds replace by two lines."""
+
+_LINEAR_MODULES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten),
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d, nn.ChannelShuffle, nn.PixelShuffle),
+    *layers.NORMALIZATIONS,
+)
+_MONOTONE_MODULES = (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid)
+_LINEAR_NAMES = (
+    *("flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "getitem"),
+    *("cat", "concat", "mean", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "to", "float"),
+)
+_MONOTONE_NAMES = ("sigmoid", "tanh", "leaky_relu", "softplus", "hardsigmoid")
+_SEVERAL = ("chunk", "split")
+_ADDITIONS = ("add", "iadd", "add_")
+_ARITHMETIC = (*_ADDITIONS, "sub", "mul", "truediv", "div")
+UNLIMITED = (-torch.inf, torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a program.
+
+    Attributes:
+        name: of the layer or operation, for messages.
+        kind: one of the words above.
+        sources: numbers of the steps whose results it reads.
+        apply: from these results to its own, for any number of images.
+        shape: of its result for one image.
+        module: the layer, if it is one.
+        limits: of a clip.
+    """
+
+    name: str
+    kind: str
+    sources: tuple[int, ...]
+    apply: Callable[..., Tensor]
+    shape: tuple[int, ...]
+    module: nn.Module | None = None
+    limits: tuple[float, float] = UNLIMITED
+
+
+def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
+    """The steps of a network from the image (number 0) to the logits (the last).
+
+    Raises:
+        ValueError: torch.fx cannot trace the network; it draws random numbers; a step has no bounds (it is named).
+    """
+    if any(isinstance(module, Noise) for module in model.modules()):
+        raise ValueError(
+            "the network draws random numbers, which no bound holds for; randomized smoothing certifies it"
+        )
+    network = model if isinstance(model, fx.GraphModule) else _traced(model)
+    alike = next(network.parameters())
+    with runtime.evaluating(network), torch.no_grad():
+        reader = _Reader(network)
+        reader.run(torch.rand(1, *image_shape, generator=runtime.rng(0)).to(alike))
+    return reader.steps
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    folded = layers.fold_batchnorm(model)
+    return fx.GraphModule(folded, layers.trace(folded))
+
+
+class _Reader(fx.Interpreter):
+    """Runs a network on one image and writes down its steps."""
+
+    def __init__(self, network: fx.GraphModule):
+        super().__init__(network)
+        self.steps: list[Step] = []
+        self.numbers: dict[fx.Node, int] = {}
+        self.several: dict[fx.Node, tuple[tuple[int, ...], Callable]] = {}
+
+    def run_node(self, node: fx.Node):
+        value = super().run_node(node)
+        (several,) = {source for source in node.all_input_nodes if source in self.several} or {None}
+        sources = tuple(self.numbers[source] for source in node.all_input_nodes if source in self.numbers)
+        if node.op == "placeholder":
+            self._note(node, Step("image", IMAGE, (), lambda x: x, tuple(value.shape[1:])))
+        elif several is not None:  # one of several tensors is picked: both operations become one step
+            sources, make = self.several[several]
+            self._note(node, Step(node.name, LINEAR, sources, self._picked(node, make), tuple(value.shape[1:])))
+        elif sources and _name(node) in _SEVERAL:
+            self.several[node] = sources, self._function(node)
+        elif sources and node.op != "output" and node.target not in (getattr, "size", "dim"):
+            self._note(node, self._step(node, value, sources))
+        return value
+
+    def _note(self, node: fx.Node, step: Step) -> None:
+        self.numbers[node] = len(self.steps)
+        self.steps.append(step)
+
+    def _step(self, node: fx.Node, value: Tensor, sources: tuple[int, ...]) -> Step:
+        module = self.module.get_submodule(node.target) if node.op == "call_module" else None
+        kind, limits = _of_operation(node, len(sources)) if module is None else _of_module(module)
+        if kind is None:
+            what = _name(node) if module is None else type(module).__name__
+            raise ValueError(
+                f"no bounds are known for {what} ({node.name}); known are convolutions, linear layers, BatchNorm, "
+                "ReLU, clips, rounding, pools, sums, concatenations. Randomized smoothing certifies any network"
+            )
+        return Step(node.name, kind, sources, self._function(node), tuple(value.shape[1:]), module, limits)
+
+    def _function(self, node: fx.Node) -> Callable[..., Tensor]:
+        """The operation as a function of the signals that it reads."""
+        signals = [source for source in node.all_input_nodes if source in self.numbers]
+        constants = {source: self.env[source] for source in node.all_input_nodes if source not in self.numbers}
+
+        def apply(*values: Tensor) -> Tensor:
+            known = constants | dict(zip(signals, values, strict=True))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda part: known[part])
+            if node.op == "call_module":
+                return self.module.get_submodule(node.target)(*args, **kwargs)
+            if node.op == "call_method":
+                return getattr(args[0], node.target)(*args[1:], **kwargs)
+            return node.target(*args, **kwargs)
+
+        return apply
+
+    def _picked(self, node: fx.Node, make: Callable) -> Callable[..., Tensor]:
+        return lambda *values: make(*values)[node.args[1]]
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _of_operation(node: fx.Node, signals: int) -> tuple[str | None, tuple[float, float]]:
+    """(kind, limits of a clip) of a function or method; None if no bounds are known."""
+    name = _name(node)
+    if name in ("relu", "relu_"):
+        return RELU, UNLIMITED
+    if name in ("relu6", "hardtanh", "clamp", "clip"):
+        return CLIP, _limits(name, node)
+    if name in _ARITHMETIC and signals == 1:
+        return LINEAR, UNLIMITED
+    if name in _ADDITIONS and not node.kwargs:
+        return ADD, UNLIMITED
+    kinds = {LINEAR: _LINEAR_NAMES, MONOTONE: _MONOTONE_NAMES}
+    return next((kind for kind, names in kinds.items() if name in names), None), UNLIMITED
+
+
+def _limits(name: str, node: fx.Node) -> tuple[float, float]:
+    """The limits of a clip that is written as a function."""
+    own = {"relu6": (0.0, 6.0), "hardtanh": (-1.0, 1.0)}.get(name, UNLIMITED)
+    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | {
+        key.removesuffix("_val"): value for key, value in node.kwargs.items()
+    }
+    low, high = (given.get(which) for which in ("min", "max"))
+    return own[0] if low is None else float(low), own[1] if high is None else float(high)
+
+
+def _of_module(module: nn.Module) -> tuple[str | None, tuple[float, float]]:
+    """(kind, limits of a clip) of a module; None if no bounds are known."""
+    if layers.is_weighted(module):
+        return LAYER, UNLIMITED
+    if isinstance(module, nn.ReLU6 | nn.Hardtanh):
+        return CLIP, (module.min_val, module.max_val)
+    if hasattr(module, "format") and hasattr(module, "scale"):
+        reach = float(module.format.max * module.scale)
+        return ROUND, (-reach if module.format.signed else 0.0, reach)
+    kinds = {RELU: nn.ReLU, MAX: nn.MaxPool2d, LINEAR: _LINEAR_MODULES, MONOTONE: _MONOTONE_MODULES}
+    return next((kind for kind, types in kinds.items() if isinstance(module, types)), None), UNLIMITED

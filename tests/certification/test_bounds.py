@@ -1,0 +1,220 @@
+"""Bounds of margins: known numbers, and images that would violate them."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rqlib import certification, defenses, quantization
+from rqlib.certification import boxes, linear_bounds, programs
+from rqlib.certification.boxes import Box
+from tests.networks import COLOR, narrow
+
+METHODS = {name: getattr(certification, name) for name in ("ibp", "crown_ibp", "crown", "symbolic")}
+
+
+def linear(weight: list, bias: list) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight)).double()
+    layer.weight.data = torch.tensor(weight, dtype=torch.float64)
+    layer.bias.data = torch.tensor(bias, dtype=torch.float64)
+    return layer
+
+
+def interval(network: nn.Module, box: Box, slope: str | None = None) -> tuple[float, float]:
+    """The bounds of a network's only output: of boxes, or of one backward pass."""
+    steps = programs.program(network, (2,))
+    found = boxes.propagate(steps, box)
+    if slope is None:
+        return found[-1].low.item(), found[-1].high.item()
+    rows, owner = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    lower = linear_bounds._lower(steps, found, len(steps) - 1, rows, owner, slope)
+    return lower[0].item(), -lower[1].item()
+
+
+TOY = nn.Sequential(linear([[1, 1], [1, 2]], [0.5, 0]), nn.ReLU(), linear([[1, -1]], [0])).eval()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "slope", "expected"),
+    [
+        ([0, -1], [2, 1], None, (-4, 3.5)),
+        ([0, -1], [2, 1], "adaptive", (-7 / 6, 2)),
+        ([0, -1], [2, 1], "same", (-1.354167, 1.75)),
+        ([0, 0], [1, 1], None, (-2.5, 2.5)),
+        ([0, 0], [1, 1], "adaptive", (-0.5, 0.5)),
+        ([0, 0], [1, 1], "same", (-0.5, 0.5)),
+    ],
+)
+def test_two_hidden_units(low, high, slope, expected):
+    box = Box(torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64))
+    assert interval(TOY, box, slope) == pytest.approx(expected, abs=1e-6)
+
+
+def test_three_layers():
+    """Logits (1.55, -0.3); the ball is not clipped."""
+    network = nn.Sequential(
+        *(linear([[1, 1], [1, -1]], [0, 0]), nn.ReLU(), linear([[1, 1], [1, -1]], [0, -0.5]), nn.ReLU()),
+        linear([[1, 0.5], [-0.5, 1]], [0.2, 0]),
+    ).eval()
+    steps = programs.program(network, (2,))
+    x, y = torch.tensor([[0.6, 0.4]], dtype=torch.float64), torch.tensor([0])
+    box = Box(x - 0.3, x + 0.3)
+    found = boxes.propagate(steps, box)
+    assert found[1].low.tolist() == [pytest.approx([0.4, -0.4])]
+    assert found[3].high.tolist() == [pytest.approx([2.4, 1.1])]
+    assert found[5].low.tolist() == [pytest.approx([0.6, -1.2])]
+    assert boxes.margins(steps, found, y)[0, 1].item() == pytest.approx(0.25)
+    for slope, loose, close in (("adaptive", 0.605, 0.65), ("same", 0.816667, 0.882576)):
+        assert linear_bounds.margins(steps, found, y, slope=slope)[0, 1].item() == pytest.approx(loose, abs=1e-6)
+        tight = linear_bounds.tightened(steps, box, slope=slope)
+        assert linear_bounds.margins(steps, tight, y, slope=slope)[0, 1].item() == pytest.approx(close, abs=1e-6)
+
+
+CONVOLUTIONAL = {  # radius -> boxes; one backward pass; all backward; the same with parallel lines
+    0.02: (
+        (0.457608, 0.279813),
+        (0.536229, 0.663167),
+        (0.536229, 0.663167),
+        (0.539369, 0.661577),
+        (0.539369, 0.661577),
+    ),
+    0.05: ((0.202337, -0.4012), (0.405701, 0.546942), (0.419262, 0.548387), (0.418151, 0.508383), (0.430883, 0.539531)),
+}
+
+
+@pytest.mark.parametrize("epsilon", CONVOLUTIONAL)
+def test_a_convolutional_network(epsilon):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, 1, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1), nn.ReLU(), nn.Flatten())
+    network.append(nn.Linear(18, 3)).double().eval()
+    for number, parameter in enumerate(network.parameters()):
+        values = ((torch.arange(parameter.numel()) * 7 + number) % 11 - 5).double() / 10
+        parameter.data = values.view_as(parameter)
+    x, y = ((torch.arange(36) * 5 % 17).double() / 16).view(1, 1, 6, 6), torch.tensor([2])
+    assert network(x)[0].tolist() == pytest.approx([-0.347125, -0.474375, 0.265313], abs=1e-6)
+    steps, box = programs.program(network, (1, 6, 6)), boxes.of_images(x, epsilon)
+    found = boxes.propagate(steps, box)
+    tight, parallel = (linear_bounds.tightened(steps, box, slope=slope) for slope in linear_bounds.SLOPES)
+    margins = (
+        boxes.margins(steps, found, y),
+        linear_bounds.margins(steps, found, y),
+        linear_bounds.margins(steps, tight, y),
+        linear_bounds.margins(steps, found, y, slope="same"),
+        linear_bounds.margins(steps, parallel, y, slope="same"),
+    )
+    for margin, expected in zip(margins, CONVOLUTIONAL[epsilon], strict=True):
+        assert margin[0, :2].tolist() == pytest.approx(expected, abs=2e-6)
+
+
+class Everything(nn.Module):
+    """Every kind of step in one small network."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        torch.manual_seed(seed)
+        groups, dilation = 1 + seed % 2, 1 + seed % 2
+        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(3, 2, 1) if seed % 3 else nn.MaxPool2d(2)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1, groups=groups)
+        self.last = nn.Conv2d(8, 6, 3, stride=2, dilation=dilation, padding=1, padding_mode="reflect")
+        self.clip, self.mean = (nn.ReLU6(), nn.Hardtanh(-0.5, 1), nn.ReLU())[seed % 3], nn.AvgPool2d(2)
+        self.hidden, self.logits = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.norm.running_mean.normal_(0, 0.1)
+        self.norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.clip(self.norm(self.first((x - 0.5) / 0.25))))
+        x = torch.relu(x + self.inner(x))
+        one, two = x.chunk(2, 1)
+        x = torch.cat([two, one, torch.clamp(x - 0.1, min=0)], 1)
+        x = self.mean(torch.relu(self.last(x))).mean((2, 3))
+        return self.logits(torch.relu(self.hidden(x)))
+
+
+@pytest.mark.parametrize("format", [None, "INT_4", "INT_8", "POT_4", "FLOAT_8_E4"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_image_in_the_ball_violates_a_bound(seed, format):
+    network, epsilon = Everything(seed).eval(), (0.01, 0.05, 0.2)[seed]
+    if format:
+        calibration = torch.randint(256, (32, 3, 12, 12), dtype=torch.uint8)
+        network = quantization.ptq(network, format, calibration)
+    x = torch.rand(2, 3, 12, 12)
+    y = network(x).argmax(1)
+    box = boxes.of_images(x, epsilon)
+    worst = torch.full((2, 4), torch.inf)
+    with torch.no_grad():
+        for corners in (False, True):
+            shares = torch.rand(200, *x.shape)
+            images = box.low + (box.high - box.low) * (shares.round() if corners else shares)
+            logits = network(images.flatten(0, 1)).view(200, 2, 4)
+            margins = logits.gather(2, y.view(1, 2, 1).expand(200, 2, 1)) - logits
+            worst = torch.minimum(worst, margins.amin(0))
+        found = {name: method(network, x, y, epsilon=epsilon) for name, method in METHODS.items()}
+    for name, margins in found.items():
+        finite = margins.scatter(1, y[:, None], 0.0)
+        assert (finite <= worst + 1e-5).all(), name
+    assert (found["crown_ibp"] >= found["ibp"] - 1e-6).all()
+
+
+def test_closer_methods_certify_more():
+    model, x = narrow("CNN_small"), torch.rand(6, *COLOR.shape)
+    y = model(x).argmax(1)
+    least = {name: method(model, x, y, epsilon=0.002).amin(1) for name, method in METHODS.items()}
+    assert (least["crown"] >= least["crown_ibp"] - 1e-6).all()
+    assert (least["crown"] > least["ibp"]).all()
+    assert certification.certified(model, x, torch.full((6, 10), 1e-7)).sum() == 0
+    assert certification.certified(model, x, torch.ones(6, 10)).all()
+
+
+def test_a_rounded_box_is_exact():
+    """Of z in [0.4, 1.8] rounded to thirds of [0, 1] the box is [1/3, 1], and of [1.3, 1.8] it is 1 alone."""
+    format = quantization.INT(3)  # -3 ... 3, here in units of 1/3
+    quantizer = quantization.fake_quantize.Quantized(format, torch.tensor(1 / (3 * format.unit)))
+    step = programs.Step("round", programs.ROUND, (0,), quantizer, (1,), quantizer, (-1.0, 1.0))
+    image = programs.Step("image", programs.IMAGE, (), lambda x: x, (1,))
+    for low, high, expected in ((0.4, 1.8, (1 / 3, 1)), (1.3, 1.8, (1, 1))):
+        box = boxes.propagate([image, step], Box(torch.tensor([[low]]), torch.tensor([[high]])))[-1]
+        assert (box.low.item(), box.high.item()) == pytest.approx(expected)
+
+
+def test_unmerged_margins_are_looser():
+    """The margin 0.25 of the merged difference would be -0.3 as a difference of two intervals."""
+    steps = programs.program(
+        nn.Sequential(
+            *(linear([[1, 1], [1, -1]], [0, 0]), nn.ReLU(), linear([[1, 1], [1, -1]], [0, -0.5]), nn.ReLU()),
+            linear([[1, 0.5], [-0.5, 1]], [0.2, 0]),
+        ).eval(),
+        (2,),
+    )
+    x = torch.tensor([[0.6, 0.4]], dtype=torch.float64)
+    found = boxes.propagate(steps, Box(x - 0.3, x + 0.3))
+    assert (found[-1].low[0, 0] - found[-1].high[0, 1]).item() == pytest.approx(-0.3)
+    assert boxes.margins(steps, found, torch.tensor([0]))[0, 1].item() == pytest.approx(0.25)
+
+
+def _run(network: nn.Module, epsilon: float = 0.01) -> Tensor:
+    x = torch.rand(1, *COLOR.shape)
+    return certification.crown(network, x, torch.tensor([0]), epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: _run(narrow("LeNet"), -0.1), "expected a radius epsilon in [0, 1], in pixels, got -0.1"),
+        (lambda: _run(narrow("LeNet"), 8), "expected a radius epsilon in [0, 1], in pixels, got 8"),
+        (lambda: _run(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Softmax(1))), "no bounds are known for Softmax"),
+        (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))), "expected logits of at least 2 classes, got 1"),
+        (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Tanh())), "boxes (ibp) are, and randomized"),
+        (lambda: _run(defenses.add_noise(narrow("LeNet"), 0.1)), "the network draws random numbers"),
+        (
+            lambda: certification.crown_ibp(
+                narrow("LeNet"), torch.rand(1, 3, 32, 32), torch.tensor([0]), epsilon=0.1, slope="x"
+            ),
+            "expected slope adaptive | same, got 'x'",
+        ),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
