@@ -160,7 +160,8 @@ def _seen_as_classifier(kind: type) -> type:
 
     def forward(self, x: Tensor) -> Tensor:
         with _Reshaping():
-            return logits_of(kind.forward(self, x.double() if _is_double(self) else x))
+            own = x if isinstance(x, fx.Proxy) else x.clone()  # some networks normalize the image in place
+            return logits_of(kind.forward(self, own.double() if _is_double(self) else own))
 
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind)(kind.__name__, (kind,), {"forward": forward, "_seen": True, **names})

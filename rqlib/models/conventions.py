@@ -49,6 +49,11 @@ def with_pixels(spec: ImageSpec, pixels: str) -> ImageSpec:
                 f"pixels={pixels!r}: expected one number, or one for each of {spec.channels} channels, got "
                 f"{len(values)}; images of one channel become color by data.load(..., channels=3)"
             )
+    if not all(0 <= value <= 1 for value in mean):  # NaN is refused, too
+        raise ValueError(
+            f"pixels={pixels!r}: expected means of pixels in [0, 1], got {mean}; divide gray levels by 255, both the "
+            "mean and the standard deviation"
+        )
     mean, std = (values * spec.channels if len(values) == 1 else values for values in (mean, std))
     return dataclasses.replace(spec, mean=mean, std=std)
 

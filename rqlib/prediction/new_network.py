@@ -42,18 +42,21 @@ def forecast(
         trial: from `prediction.leaderboard` of ``losses``.
         losses: the measured networks, from `prediction.table`.
         new: the same table of another network; or the title of one in ``losses`` that plays the new network. All
-            rows of its group are then left out of the choice of predictors and of their fit.
+            rows of its group are left out of the choice of predictors and of their fit.
         level: share of comparable rows that the intervals shall hold.
 
     Raises:
         ValueError: no network has this title, or several have this name; the new network has no column that a
             predictor reads.
     """
-    known, left_out = losses, None
+    names, left_out = losses[group].astype(str), None
     if isinstance(new, str):
-        names, own = losses[group].astype(str), played(losses, new, group)
-        left_out = names[own].iloc[0]
-        known, new = losses[names != left_out], losses[own]
+        own = played(losses, new, group)
+        left_out, new = names[own].iloc[0], losses[own]
+    elif group in new and names.eq(str(new[group].iloc[0])).any():
+        left_out = str(new[group].iloc[0])
+        print(f"{left_out} was measured before; the forecast does not use its rows")
+    known = losses[names != left_out]
     columns = new.columns[new.notna().any()]
     best = trial.best(columns, without=left_out)
     if any(name.startswith(PSEUDO) for name in columns) and not any(_reads_pseudo(one) for one in best):

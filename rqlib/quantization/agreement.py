@@ -53,15 +53,17 @@ def check(reference: nn.Module, lowered: fx.GraphModule, x: Tensor, *, arithmeti
 
     def values(name: str, signal: Tensor) -> Tensor:
         expected = codes[name].double() * worth[name]
-        _compare(name, points[name], signal, expected, arithmetic, len(signal))
+        _compare(name, points[name], signal, expected, arithmetic, len(x))
         return expected
 
     repeats = -(-batch_size // len(x))
 
     def repeated(name: str, signal: Tensor) -> Tensor:
-        expected = codes[name].repeat(repeats, *[1] * (signal.dim() - 1))
+        expected = codes[name]
+        if expected.shape != signal.shape:  # else it does not depend on the images, as a standardized weight
+            expected = expected.repeat(repeats, *[1] * (signal.dim() - 1))
         args = (signal.double() * worth[name], expected.double() * worth[name])
-        _compare(name, points[name], *args, arithmetic, len(signal))
+        _compare(name, points[name], *args, arithmetic, len(many))
         return expected
 
     with _instead(reference, points, values):

@@ -54,9 +54,10 @@ def _corrector(expected: Tensor):
     done = []
 
     def correct(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not done:
-            done.append(expected - _channel_means(output))
-            shift_bias(layer, done[0])
+        if done:
+            return output  # the bias of this call has the shift already
+        done.append(expected - _channel_means(output))
+        shift_bias(layer, done[0])
         return output + done[0].view(-1, *[1] * (output.dim() - 2 if _has_channels(layer) else 0))
 
     return correct
@@ -73,10 +74,9 @@ def _channel_means(output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shift_bias(layer: nn.Module, shift: Tensor) -> None:
-    """Add to a layer's bias; a layer without one is given one."""
-    if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros_like(shift))
-    layer.bias += shift.to(layer.bias)
+    """Add to a layer's bias; a layer without one is given one, and one that is shared becomes the layer's own."""
+    bias = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach()
+    layer.bias = nn.Parameter(bias + shift.to(bias))
 
 
 @torch.no_grad()
@@ -145,12 +145,13 @@ def expected_inputs(model: nn.Module) -> dict[str, Tensor]:
 def _moments(network: fx.GraphModule, node: fx.Node, sources: list) -> tuple[Tensor, Tensor | None] | None:
     """(mean, standard deviation if normal) of each channel of a value; None if unknown."""
     module = network.get_submodule(node.target) if node.op == "call_module" else None
-    if isinstance(module, layers.NORMALIZATIONS) and module.running_mean is not None:
+    kind = points.kind(network, node)
+    if kind == points.NORMALIZATION and module.running_mean is not None:
         ones = torch.ones_like(module.running_mean)
         return (0 * ones, ones) if module.weight is None else (module.bias.detach(), module.weight.detach().abs())
     if not sources or any(source is None for source in sources):
         return None
-    (mean, deviation), kind = sources[0], points.kind(network, node)
+    mean, deviation = sources[0]
     if kind == points.ACTIVATION:
         return None if deviation is None else (_mean_of(network, node, mean, deviation), None)
     if kind == points.AVERAGE:

@@ -146,14 +146,14 @@ def _warn_of_float(network: nn.Module, reason: str, activations: bool) -> None:
 def _warn_of_other_layers(network: nn.Module) -> None:
     """Name the layers with parameters that stay in float."""
     others = [
-        f"{name} ({type(module).__name__})"
+        f"{name} ({type(module).__name__ if type(module) is not nn.Module else 'its weight is used without a call'})"
         for name, module in network.named_modules()
         if not layers.is_weighted(module)
         and not isinstance(module, layers.NORMALIZATIONS)
         and any(True for _ in module.parameters(recurse=False))
     ]
     if others:
-        warnings.warn(f"neither convolution nor linear, stays in float: {', '.join(others)}", stacklevel=3)
+        warnings.warn(f"no call of a convolution or linear layer, stays in float: {', '.join(others)}", stacklevel=3)
 
 
 @torch.no_grad()

@@ -96,6 +96,7 @@ def pairs(network: fx.GraphModule) -> list[tuple[str, str]]:
 
 def _next(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The layer that alone reads a layer's output, through what a positive factor per channel passes; or None."""
+    first = network.get_submodule(node.target)
     while len(node.users) == 1:
         (node,) = node.users
         if points.kind(network, node) == points.WEIGHTED:
@@ -103,7 +104,23 @@ def _next(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         module = network.get_submodule(node.target) if node.op == "call_module" else None
         if not (isinstance(module, _PASSED) if module is not None else node.target in _PASSED_FUNCTIONS):
             return None
+        if not _keeps_channels(first, module, node):
+            return None
     return None
+
+
+def _keeps_channels(first: nn.Module, module: nn.Module | None, node: fx.Node) -> bool:
+    """Whether the values of each channel of the first layer are still neighbors behind an operation.
+
+    They are not if something else than a whole image is flattened, such as the features of several tokens.
+    """
+    if isinstance(module, nn.Flatten):
+        whole = (module.start_dim, module.end_dim) == (1, -1)
+    elif node.target in (torch.flatten, "flatten"):
+        whole = (*node.args[1:], *node.kwargs.values()) in ((1,), (1, -1))
+    else:
+        return True
+    return whole and not isinstance(first, nn.Linear)
 
 
 def _fit(first: nn.Module, second: nn.Module) -> bool:

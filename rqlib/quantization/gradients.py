@@ -1,6 +1,7 @@
 """How much the logits depend on the rounding of each layer's weight, from gradients instead of one run per layer."""
 
 import copy
+import warnings
 from collections.abc import Iterable
 
 import pandas
@@ -38,8 +39,9 @@ def gradient_sensitivity(
         seed: of the signs.
 
     Returns:
-        One row per layer and format: layer, format, params, coded_bits, logit_error, the mean over images of
-        ``(v' J dW)^2`` divided by that of ``||z||^2``. `quantization.allocate` takes this table.
+        One row per layer and format, without layers that are not called (a warning names them): layer, format, params,
+        coded_bits, logit_error, the mean over images of ``(v' J dW)^2`` divided by that of ``||z||^2``.
+        `quantization.allocate` takes this table.
 
     Raises:
         ValueError: no images; as `quantization.ptq`.
@@ -55,9 +57,13 @@ def gradient_sensitivity(
     rng, energy = torch.Generator().manual_seed(seed), 0.0
     with runtime.evaluating(network), runtime.exact():
         for x, _ in data.batches(images, torch.zeros(len(images)), BATCH):
-            energy += _collect(network, x, probes, squares, rng)
-    rows = []
+            energy += _collect(network, x.clone(), probes, squares, rng)
+    rows, unseen = [], [name for name, found in squares.items() if not found.any()]
+    if unseen:
+        warnings.warn(f"no estimate, because their weights are used without a call: {', '.join(unseen)}", stacklevel=2)
     for name, layer in layers.weighted_layers(network):
+        if name in unseen:
+            continue
         params = layer.weight.numel()
         for format, square in zip(chosen, squares[name].tolist(), strict=True):
             error = {"logit_error": square / energy if energy else 0.0}
@@ -112,7 +118,7 @@ def _collect(network: nn.Module, x: Tensor, probes: dict, squares: dict, rng: to
             output.register_hook(project)
 
     with layers.watching(network, probes, watch), torch.enable_grad():
-        logits = network(x.requires_grad_())
+        logits = network(x.requires_grad_() * 1)
         signs = torch.randint(0, 2, logits.shape, generator=rng).to(logits) * 2 - 1
         (logits * signs).sum().backward()
     for name, products in sums.items():

@@ -251,7 +251,9 @@ class _Lowering:
             self.parts[node.target] = part.to(self.dtype).requires_grad_(False)
         elif node.op == "get_attr":
             constant = operator.attrgetter(node.target)(self.network).detach()
-            self.parts[node.target] = constant.to(self.dtype) if constant.is_floating_point() else constant
+            name = f"constants.{node.name}"  # a name of its own: a layer of that name may be called, too
+            self.parts[name] = constant.to(self.dtype) if constant.is_floating_point() else constant
+            return self.graph.get_attr(name)
         return self.graph.node_copy(node, source_of)
 
     def _call(self, name: str, part: nn.Module, source: fx.Node) -> fx.Node:

@@ -53,11 +53,21 @@ class Builder:
             self.opset = OPSET_OF_TWO_BITS
         return self.constants[key].name
 
-    def dequantize(self, codes: str, scale: Tensor | float, axis: int | None = None) -> str:
-        """``codes scale``, with one scale, or one for each index along an axis."""
-        name = self.node("DequantizeLinear", codes, self.constant(scale), axis=axis)
+    def dequantize(self, codes: str, scale: Tensor | float) -> str:
+        """``codes scale`` with one scale."""
+        name = self.node("DequantizeLinear", codes, self.constant(scale))
         self.codes[name] = codes
         return name
+
+    def dequantize_channels(self, codes: str, scales: Tensor, dtype: str) -> str:
+        """``codes scales`` with one scale for each index along the first axis.
+
+        The zero points are written out, and each time anew: onnxruntime's optimizer needs one vector for every weight.
+        """
+        zeros = numpy.zeros(len(scales), _dtype(dtype))
+        name = f"zero_points{len(self.nodes)}"
+        self.constants[name] = self.onnx.numpy_helper.from_array(zeros, name)
+        return self.node("DequantizeLinear", codes, self.constant(scales), name, axis=0)
 
     def scaled(self, x: str, factor: float) -> str:
         """x times a number: integers that x was made from are dequantized once more, with a scale of their own."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from rqlib.core import files, layers, parametrizations, provenance
+from rqlib.core import entry, files, layers, parametrizations, provenance
 from rqlib.quantization import fake_quantize, integer, onnx_operations
 from rqlib.quantization.fake_quantize import Quantized
 from rqlib.quantization.formats import Format
@@ -17,6 +17,8 @@ from rqlib.quantization.requantize import Requantize, Value
 
 PACKED = (("int2", 1), ("int4", 7), ("int8", 127), ("int16", 32767))
 """Type of integer weights in the file -> the largest magnitude for which it is used."""
+NUMBER_OF_IMAGES = object()
+"""Stands for a number that depends on how many images there are: no constant of the file can hold it."""
 FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 
@@ -53,10 +55,11 @@ def export(
     has_codes = any(isinstance(module, Quantized) for module in getattr(network, "quantizers", nn.Module()).children())
     shape = shape or _known_shape(network)
     if has_codes:
-        graph = integer.lower(network, arithmetic="float32", batch_size=8)
+        graph = integer.lower(parametrizations.copied(network).cpu(), arithmetic="float32", batch_size=8)
     else:
-        plain = network if _formats(network) else layers.fold_batchnorm(parametrizations.bake(network))
-        graph = fx.GraphModule(plain.eval(), layers.trace(plain))
+        plain = parametrizations.copied(entry.classifier(network)).float().cpu().eval()
+        plain = plain if _formats(plain) else layers.fold_batchnorm(parametrizations.bake(plain))
+        graph = fx.GraphModule(plain, layers.trace(plain))
     model = _Translation(graph, (2, *shape)).run(_metadata(network) | {k: str(v) for k, v in (facts or {}).items()})
     path = Path(path)
     with files.atomic(path) as unfinished:
@@ -128,6 +131,8 @@ def _in_both(one: object, other: object) -> object:
         return tuple(size if size == again else None for size, again in zip(one, other, strict=True))
     if isinstance(one, list) and one and isinstance(one[0], torch.Size):
         return [_in_both(part, again) for part, again in zip(one, other, strict=True)]
+    if isinstance(one, int | float) and one != other:
+        return NUMBER_OF_IMAGES
     return one
 
 
@@ -182,7 +187,7 @@ class _Translation:
             nn.PReLU: self._prelu,
         }
         for kind, translate in special.items():
-            if isinstance(module, kind):
+            if isinstance(module, kind) and (kind is not layers.NORMALIZATIONS or layers.is_standard(module)):
                 return translate(node, module, x)
         found = onnx_operations.of_module(module)
         if found is None:
@@ -221,7 +226,10 @@ class _Translation:
         if kind is None:
             values = codes.double() * worth.view(-1, *[1] * (codes.dim() - 1))
             return self.builder.constant(values)
-        return self.builder.dequantize(self.builder.constant(codes.float(), kind), scale, axis)
+        stored = self.builder.constant(codes.float(), kind)
+        if axis is None:
+            return self.builder.dequantize(stored, scale)
+        return self.builder.dequantize_channels(stored, scale, kind)
 
     def _taken_over(self, node: fx.Node, followers: list[Requantize | Value]) -> tuple[Tensor, Tensor | None]:
         """(what one code of a weight is worth, bias) such that a layer's result needs one more factor at most.

@@ -109,7 +109,9 @@ def _softplus(b: Builder, x: str, beta: float = 1.0, threshold: float = 20.0) ->
 
 
 def _softmax(b: Builder, x: str, dim: int | None = None, **_) -> str:
-    return b.node("Softmax", x, axis=-1 if dim is None else dim)
+    if dim is None:
+        raise ValueError("a softmax without dim, whose axis torch guesses")
+    return b.node("Softmax", x, axis=dim)
 
 
 def _concatenate(b: Builder, tensors: Sequence[str], dim: int = 0, *, axis: int | None = None) -> str:

@@ -51,7 +51,7 @@ class Requantize(nn.Module):
         super().__init__()
         self.format, self.unit, self.overwrite = format, unit(format), overwrite
         self.value_of_code = value_of_code
-        one = multiplier.numel() == 1
+        one = multiplier.numel() == 1 and multiplier.item() > 0
         offset = offset / multiplier if one and offset is not None else offset
         self.register_buffer("step", (1 / multiplier).to(dtype) if one else None)
         self.register_buffer("multiplier", None if one else multiplier.to(dtype))
@@ -65,6 +65,9 @@ class Requantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         codes = x if self.overwrite else torch.empty_like(x)
+        if x.numel() <= BLOCK:
+            self._write(x, codes)
+            return codes
         images = len(x) if x.device.type != "cpu" else max(BLOCK * len(x) // max(x.numel(), 1), 1)
         for source, target in zip(x.split(images), codes.split(images), strict=True):
             self._write(source, target)
@@ -106,7 +109,7 @@ class Value(nn.Module):
         dtype: torch.dtype = torch.float64,
     ):
         super().__init__()
-        self.first = scale.numel() == 1  # whether the offset is added before the product
+        self.first = scale.numel() == 1 and scale.item() > 0  # whether the offset is added before the product
         offset = offset / scale if self.first and offset is not None else offset
         self.register_buffer("scale", scale.to(dtype))
         self.register_buffer("offset", None if offset is None else offset.to(dtype))

@@ -35,6 +35,11 @@ class Score:
     split: str = "validation"
 
     @property
+    def can_tell(self) -> bool:
+        """Whether there are so many images that at least all right answers would be above chance."""
+        return self.chance**self.images < SIGNIFICANCE
+
+    @property
     def above_chance(self) -> bool:
         """Whether guessing would be as accurate in less than 1% of all cases (one-sided binomial test)."""
         hits = round(self.accuracy * self.images)
@@ -43,6 +48,7 @@ class Score:
     def __str__(self) -> str:
         on = f"{self.images} {self.split} image{'s' if self.images > 1 else ''}"
         verdict = "" if self.above_chance else ": no better than guessing"
+        verdict = verdict if self.can_tell else ": too few images to tell it from guessing"
         return f"float accuracy {self.accuracy:.3f} on {on} (chance {self.chance:.3f}){verdict}"
 
 
@@ -64,7 +70,7 @@ def warn_at_chance(model: nn.Module, title: str, images: ImageDataset, found: Sc
 
     The network itself keeps its pixels.
     """
-    if found.above_chance:
+    if found.above_chance or not found.can_tell:
         return
     own = conventions.of(model, images.spec)
     words = conventions.in_words(own, images.spec)

@@ -94,7 +94,7 @@ def network(
 
     It is scored on validation images. If it is no better than guessing, one `AtChanceWarning` says what other pixels
     would give. It is not scored if there are no images, or if its weights are random: a name of `MODELS` or of
-    torchvision without ``weights``.
+    torchvision without ``weights``, or any name without them for which a ``seed`` is given.
 
     Args:
         source: path of a checkpoint of `01_train`; empty for that of the latest finished run on these images; or
@@ -117,7 +117,8 @@ def network(
     """
     made = {"options": parameters.options(options), "seed": seed} | ({} if width is None else {"width": width})
     model, about = _opened(source, images, weights, pixels, made)
-    if not weights and (about.model in models.MODELS or about.model.startswith("torchvision:")) and not about.path:
+    made_here = about.model in models.MODELS or about.model.startswith("torchvision:") or seed is not None
+    if not weights and made_here and not about.path:
         return model, dataclasses.replace(about, unscored="random weights, not scored")
     if isinstance(images, ImageSpec):
         return model, dataclasses.replace(about, unscored="there are no images to score it on")
@@ -192,8 +193,10 @@ def _named(name, spec, title, weights, pixels, options=(), seed=None, width=None
         _check_images(Path(weights), found["spec"], spec)
     own = conventions.with_pixels(spec, pixels or conventions.usual(name))
     options = found.get("options", {}) | dict(options)
-    width = found.get("width", 1.0) if width is None else width
+    made_width, width = width, found.get("width", 1.0) if width is None else width
     if name in models.MODELS:
+        if made_width is not None and options.get("width", made_width) != made_width:
+            raise ValueError(f"expected one width, got width={made_width} and options width={options['width']}")
         width = options.pop("width", width)
     model = models.build(name, own, width=width, weights=weights or None, seed=seed, options=options)
     if pixels:
