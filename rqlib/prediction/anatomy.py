@@ -53,13 +53,15 @@ def completed(frame: DataFrame) -> DataFrame:
     """A table with the plain features of its networks, as far as they can be known.
 
     Columns that the rows have are kept. Others are filled in for the library's own networks and torchvision's, which
-    are built for it, without values, by name and ``width`` (1 if the rows do not say it); the number of weights also
-    follows from ``coded_bits``. A feature that is known of no network gets no column.
+    are built for it by name and ``width`` (1 if the rows do not say it); the number of weights also follows from
+    ``coded_bits``. A feature that is known of no network gets no column.
     """
     if {"coded_bits", "bits"} <= set(frame) and "weight_count" not in frame:
         frame = frame.assign(weight_count=frame.coded_bits / frame.bits)
     widths = frame.width.fillna(1.0) if "width" in frame else [1.0] * len(frame)
-    found = DataFrame([_built(*key) for key in zip(frame.model, widths, strict=True)], frame.index)
+    known = frame[[name for name in PLAIN if name in frame]].notna().all(axis=1) & set(PLAIN).issubset(frame)
+    keys = zip(frame.model, widths, known, strict=True)
+    found = DataFrame([{} if has_all else _built(name, width) for name, width, has_all in keys], frame.index)
     for name in (name for name in PLAIN if name in found and found[name].notna().any()):
         frame = frame.assign(**{name: frame[name].fillna(found[name]) if name in frame else found[name]})
     return frame
@@ -71,7 +73,7 @@ def _built(name: str, width: float) -> dict[str, float]:
     if name not in models.MODELS and not name.startswith("torchvision:"):
         return {}
     try:
-        with torch.device("meta"):  # shapes without values
+        with torch.device("meta" if name in models.MODELS else "cpu"):  # torchvision's need values
             return plain_features(models.build(name, ImageSpec(), width=width))
     except ValueError:
         return {}
