@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from rqlib.core import layers, runtime
-from rqlib.defenses.noise import Noise
+from rqlib.core import derived, layers, runtime
+from rqlib.defenses.noise import is_randomized
 
 IMAGE, LAYER, LINEAR, ADD, MONOTONE = "image", "layer", "linear", "add", "monotone"
 RELU, CLIP, ROUND, MAX = CURVES = "relu", "clip", "round", "max"
@@ -22,7 +22,6 @@ boxes only. CURVES are what linear bounds replace by two lines."""
 _LINEAR_MODULES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten),
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d, nn.ChannelShuffle, nn.PixelShuffle),
-    *layers.NORMALIZATIONS,
 )
 _MONOTONE_MODULES = (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid)
 _LINEAR_NAMES = (
@@ -65,21 +64,16 @@ def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     Raises:
         ValueError: torch.fx cannot trace the network; it draws random numbers; a step has no bounds (it is named).
     """
-    if any(isinstance(module, Noise) for module in model.modules()):
+    if is_randomized(model):
         raise ValueError(
             "the network draws random numbers, which no bound holds for; randomized smoothing certifies it"
         )
-    network = model if isinstance(model, fx.GraphModule) else _traced(model)
-    alike = next(network.parameters())
+    images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
+    network = model if isinstance(model, fx.GraphModule) else derived.folded(model, images)
     with runtime.evaluating(network), torch.no_grad():
         reader = _Reader(network)
-        reader.run(torch.rand(1, *image_shape, generator=runtime.rng(0)).to(alike))
+        reader.run(images[:1])
     return reader.steps
-
-
-def _traced(model: nn.Module) -> fx.GraphModule:
-    folded = layers.fold_batchnorm(model)
-    return fx.GraphModule(folded, layers.trace(folded))
 
 
 class _Reader(fx.Interpreter):
@@ -179,5 +173,7 @@ def _of_module(module: nn.Module) -> tuple[str | None, tuple[float, float]]:
     if hasattr(module, "format") and hasattr(module, "scale"):
         reach = float(module.format.max * module.scale)
         return ROUND, (-reach if module.format.signed else 0.0, reach)
+    if layers.is_batchnorm(module) and module.running_mean is not None:
+        return LINEAR, UNLIMITED
     kinds = {RELU: nn.ReLU, MAX: nn.MaxPool2d, LINEAR: _LINEAR_MODULES, MONOTONE: _MONOTONE_MODULES}
     return next((kind for kind, types in kinds.items() if isinstance(module, types)), None), UNLIMITED

@@ -27,6 +27,19 @@ def traced(model: nn.Module, images: Tensor) -> fx.GraphModule:
     return graph
 
 
+def folded(model: nn.Module, images: Tensor) -> fx.GraphModule:
+    """The graph of a network with BatchNorm folded (`layers.fold_batchnorm`), checked on images (`check`).
+
+    Raises:
+        NotEqual: folded and recorded by torch.fx, the network computes something else.
+        ValueError: torch.fx cannot trace the network.
+    """
+    plain = layers.fold_batchnorm(model)
+    graph = fx.GraphModule(plain, layers.trace(plain), type(model).__name__)
+    check(model, graph, images, what="folding BatchNorm")
+    return graph
+
+
 def check(original: nn.Module, derived: nn.Module, images: Tensor, *, what: str, tolerance: float = TOLERANCE) -> None:
     """Raise unless both networks compute the same logits, in eval mode, at two batch sizes, in their own precision.
 

@@ -51,6 +51,11 @@ def is_standard(module: nn.Module) -> bool:
     return own is not None and all(same) and not set(parts) & vars(module).keys()
 
 
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm that computes what torch's own does, not one with an activation of its own."""
+    return isinstance(module, NORMALIZATIONS) and is_standard(module)
+
+
 def batchnorms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, layer) of every BatchNorm, in the order in which they are defined."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, NORMALIZATIONS))

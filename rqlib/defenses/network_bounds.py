@@ -14,7 +14,7 @@ import pandas
 import torch
 from torch import Tensor, fx, nn
 
-from rqlib.core import layers, runtime
+from rqlib.core import derived, layers, runtime
 from rqlib.defenses import spectra
 from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU
 from rqlib.defenses.noise import Noise
@@ -46,10 +46,12 @@ def lipschitz(model: nn.Module, image_shape: tuple[int, ...], *, fold: bool = Tr
     Raises:
         ValueError: torch.fx cannot trace the network; an operation whose constant is not known (it is named).
     """
-    network = model if isinstance(model, fx.GraphModule) else _traced(model, fold)
+    images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
+    make = derived.folded if fold else derived.traced
+    network = model if isinstance(model, fx.GraphModule) else make(model, images)
     with runtime.evaluating(network), torch.no_grad():
         walker = _Walker(network)
-        walker.run(torch.rand(1, *image_shape, generator=runtime.rng(0)).to(next(network.parameters())))
+        walker.run(images[:1])
     return pandas.DataFrame(walker.rows, columns=["name", "norm", "constant", "offset"])
 
 
@@ -77,11 +79,6 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     margins = logits.gather(1, y[:, None]) - logits - 2 * step
     radii = (margins / torch.cdist(weight[y], weight) - inputs.offset) / inputs.constant
     return radii.scatter(1, y[:, None], torch.inf).amin(1).clamp(min=0)
-
-
-def _traced(model: nn.Module, fold: bool) -> fx.GraphModule:
-    network = layers.fold_batchnorm(model) if fold else model
-    return fx.GraphModule(network, layers.trace(network))
 
 
 def average_pool_norm(pool: Callable[[Tensor], Tensor], image: tuple[int, ...]) -> float:
@@ -200,7 +197,7 @@ class _Walker(fx.Interpreter):
 def _of_module(module: nn.Module, x: Tensor, value: Tensor) -> tuple[float, float]:
     """(norm, jump) of a module: how much it stretches a perturbation, and by how much its output may jump."""
     root = math.sqrt(value.numel())
-    if isinstance(module, layers.WEIGHTED):
+    if layers.is_weighted(module):
         return spectra.norm_bound(module, tuple(x.shape[1:])), 0.0
     if isinstance(module, DTReLU | AveragedRange):
         lower = getattr(module, "lower", 0.0)
@@ -210,7 +207,7 @@ def _of_module(module: nn.Module, x: Tensor, value: Tensor) -> tuple[float, floa
         return slope, root * module.step.abs().item()
     if hasattr(module, "format") and hasattr(module, "scale"):
         return 1.0, root * (module.scale.max() * _largest_step(module.format)).item()
-    if isinstance(module, layers.NORMALIZATIONS):
+    if layers.is_batchnorm(module) and module.running_mean is not None:
         gamma = torch.ones_like(module.running_var) if module.weight is None else module.weight
         return (gamma.abs() * torch.rsqrt(module.running_var + module.eps)).max().item(), 0.0
     if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):

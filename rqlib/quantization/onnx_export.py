@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from rqlib.core import entry, files, layers, parametrizations, provenance
+from rqlib.core import derived, entry, files, layers, parametrizations, provenance, runtime
 from rqlib.quantization import fake_quantize, integer, onnx_operations
 from rqlib.quantization.fake_quantize import Quantized
 from rqlib.quantization.formats import Format
@@ -58,8 +58,9 @@ def export(
         graph = integer.lower(parametrizations.copied(network).cpu(), arithmetic="float32", batch_size=8)
     else:
         plain = parametrizations.copied(entry.classifier(network)).float().cpu().eval()
-        plain = plain if _formats(plain) else layers.fold_batchnorm(parametrizations.bake(plain))
-        graph = fx.GraphModule(plain, layers.trace(plain))
+        images = torch.rand(4, *shape, generator=runtime.rng(0))
+        has_formats = bool(_formats(plain))
+        graph = derived.traced(plain, images) if has_formats else derived.folded(parametrizations.bake(plain), images)
     model = _Translation(graph, (2, *shape)).run(_metadata(network) | {k: str(v) for k, v in (facts or {}).items()})
     path = Path(path)
     with files.atomic(path) as unfinished:
@@ -187,7 +188,7 @@ class _Translation:
             nn.PReLU: self._prelu,
         }
         for kind, translate in special.items():
-            if isinstance(module, kind) and (kind is not layers.NORMALIZATIONS or layers.is_standard(module)):
+            if isinstance(module, kind) and (kind is not layers.NORMALIZATIONS or layers.is_batchnorm(module)):
                 return translate(node, module, x)
         found = onnx_operations.of_module(module)
         if found is None:

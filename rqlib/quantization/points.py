@@ -93,7 +93,7 @@ def kind(network: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_module":
         module = network.get_submodule(node.target)
         found = next((name for name, types in _MODULES.items() if isinstance(module, types)), OTHER)
-        return OTHER if found == NORMALIZATION and not layers.is_standard(module) else found
+        return OTHER if found == NORMALIZATION and not layers.is_batchnorm(module) else found
     table = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
     found = next((name for name, targets in table.items() if node.target in targets), OTHER)
     signals = [source for source in node.all_input_nodes if source.op != "get_attr"]  # no parameters or constants

@@ -193,6 +193,25 @@ def test_unmerged_margins_are_looser():
     assert boxes.margins(steps, found, torch.tensor([0]))[0, 1].item() == pytest.approx(0.25)
 
 
+class Activated(nn.BatchNorm2d):
+    """A BatchNorm with an activation of its own, which no bound may pass as if it were torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(super().forward(x))
+
+
+class Alternating(nn.Module):
+    """A network of which torch.fx records something else than it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(3072, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x.flatten(1)) * (self.calls % 7 + 1)
+
+
 def _run(network: nn.Module, epsilon: float = 0.01) -> Tensor:
     x = torch.rand(1, *COLOR.shape)
     return certification.crown(network, x, torch.tensor([0]), epsilon=epsilon)
@@ -206,6 +225,8 @@ def _run(network: nn.Module, epsilon: float = 0.01) -> Tensor:
         (lambda: _run(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Softmax(1))), "no bounds are known for Softmax"),
         (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))), "expected logits of at least 2 classes, got 1"),
         (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Tanh())), "boxes (ibp) are, and randomized"),
+        (lambda: _run(nn.Sequential(Activated(3), nn.Flatten(), nn.Linear(3072, 4)).eval()), "known for Activated"),
+        (lambda: _run(Alternating()), "folding BatchNorm changes what Alternating computes"),
         (lambda: _run(defenses.add_noise(narrow("LeNet"), 0.1)), "the network draws random numbers"),
         (
             lambda: certification.crown_ibp(
