@@ -75,7 +75,7 @@ def _channel_means(output: Tensor) -> Tensor:
 @torch.no_grad()
 def shift_bias(layer: nn.Module, shift: Tensor) -> None:
     """Add to a layer's bias; a layer without one is given one, and one that is shared becomes the layer's own."""
-    bias = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach()
+    bias = torch.zeros_like(shift).to(layer.weight) if layer.bias is None else layer.bias.detach()
     layer.bias = nn.Parameter(bias + shift.to(bias))
 
 

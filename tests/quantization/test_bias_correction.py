@@ -116,6 +116,18 @@ def test_layers_without_bias_are_given_one():
     assert all(fake_quantize.quantizer(layer) for _, layer in layers.weighted_layers(network))
 
 
+@LONE_BATCHNORM
+@FIRST_LAYER
+def test_behind_batchnorm_a_layer_without_bias_is_given_one_of_its_own_precision():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.Flatten()]
+    pictures = quantized_networks.images(4, size=8)
+    repairs = ("bias_correction_batchnorm",)
+    network = quantization.ptq(nn.Sequential(*parts).eval(), "INT_3", pictures, activations=False, repairs=repairs)
+    assert {bias.dtype for name, bias in network.named_parameters() if name.endswith("bias")} == {torch.float32}
+    assert network(pictures / 255).isfinite().all()
+
+
 @FIRST_LAYER
 def test_equalization_divides_the_expected_inputs():
     model, pictures = quantized_networks.network("MobileNetV2"), quantized_networks.images(8)
