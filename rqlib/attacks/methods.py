@@ -1,4 +1,4 @@
-"""FGSM, PGD, WRM and noise: (model, x, y) -> adversarial x. `named` and `functools.partial` bind their settings.
+"""FGSM, N-FGSM, PGD, WRM and noise: (model, x, y) -> adversarial x. `functools.partial` or `named` binds settings.
 
 An attack leaves no trace: it runs in eval mode and restores the mode of every module, and it differentiates with
 respect to the images only. Its random numbers are its own, apart from torch's global ones: the same model, x, y and
@@ -24,6 +24,26 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, **options) -> Te
     """
     one_step = {"step_size": ball.epsilon, "steps": 1, "random_start": False, "best": False}
     return pgd(model, x, y, ball=ball, **one_step, **options)
+
+
+def noisy_fgsm(model: nn.Module, x: Tensor, y: Tensor, *, ball: Linf, rng: torch.Generator | None = None) -> Tensor:
+    """One step from a start in twice the ball, not clipped to it: made for training (N-FGSM; arXiv 2202.01181).
+
+    ``x' = clip(x + u + epsilon sign(gradient at x + u), 0, 1)`` with u uniform in [-2 epsilon, 2 epsilon], so that x'
+    may leave the ball by twice its radius. Trained on such images, a network seldom overfits to one step
+    (de Jorge et al. 2022). Arguments and errors as `pgd`.
+
+    Raises:
+        ValueError: also for a ball that is not L-infinity.
+    """
+    ascent.check_images(x, y)
+    if not isinstance(ball, Linf):
+        raise ValueError(f"expected an L-infinity ball for noisy_fgsm, got {ball}; use attacks.pgd")
+    with ascent.traceless(model, x, rng):
+        score = ascent.Score(model, y, losses.ce)
+        start = (x + 2 * ball.epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1).detach().requires_grad_()
+        gradient = score.gradient(score(start, y)[0], start)
+        return (start.detach() + ball.epsilon * gradient.sign()).clamp(0, 1)
 
 
 def noise(model: nn.Module, x: Tensor, y: Tensor, *, ball: Ball, samples: int = 10, **options) -> Tensor:

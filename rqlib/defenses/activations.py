@@ -20,6 +20,9 @@ FIRST_SHARE = 0.999
 
 SCALES = ("lsq", "none")
 
+HALF = (torch.bfloat16, torch.float16)
+"""Types too coarse to find one of 256 levels in: what has them is rounded in float32."""
+
 
 class DTReLU(nn.Module):
     """ReLU, clipped to a learned range [a, b] and rounded to 2^N evenly spaced levels (ties to even).
@@ -63,7 +66,7 @@ class DTReLU(nn.Module):
         lower, upper = self.lower, self.upper
         if self.scale == "lsq":
             factor = self.steps**1.5 / math.sqrt(x[0].numel())
-            lower, upper = _scaled_gradient(lower, factor), _scaled_gradient(upper, factor)
+            lower, upper = scaled_gradient(lower, factor), scaled_gradient(upper, factor)
         return fake_quantized(z, lower, upper, self.steps)
 
     @torch.no_grad()
@@ -199,56 +202,77 @@ def fake_quantized(x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> Tenso
             width zero is widened, so that all values become a.
         steps: L, one less than the number of levels.
     """
-    return _FakeQuantized.apply(x, lower, upper, steps)
+    exact = x.float() if x.dtype in HALF else x
+    return _FakeQuantized.apply(exact, lower, upper, steps).to(x.dtype)
 
 
 class _FakeQuantized(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(context, x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> Tensor:
-        span = (upper - lower).clamp(min=torch.finfo(x.dtype).tiny)
-        t = (x - lower) / span
-        rounded = (steps * t.clamp(0, 1)).round() / steps
-        context.save_for_backward(t, rounded)
-        context.shapes = lower.shape, upper.shape
+    def forward(x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> Tensor:
+        span, _, rounded = _placed(x, lower, upper, steps)
         return lower + span * rounded
 
     @staticmethod
+    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+        *tensors, context.steps = inputs
+        context.save_for_backward(*tensors)
+
+    @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
-        t, rounded = context.saved_tensors
+        x, lower, upper = context.saved_tensors
+        _, t, rounded = _placed(x, lower, upper, context.steps)
         below, above = (t < 0).to(t), (t > 1).to(t)
         inside = 1 - below - above
         error = (t - rounded) * inside
-        by_lower, by_upper = gradient * (below + error), gradient * (above - error)
-        lower, upper = (by.sum_to_size(shape) for by, shape in zip((by_lower, by_upper), context.shapes, strict=True))
-        return gradient * inside, lower, upper, None
+        by_lower = (gradient * (below + error)).sum_to_size(lower.shape)
+        by_upper = (gradient * (above - error)).sum_to_size(upper.shape)
+        return gradient * inside, by_lower, by_upper, None
+
+
+def _placed(x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(b - a, place t of x in the range [0, 1], t clipped and rounded to a level)."""
+    span = (upper - lower).clamp(min=torch.finfo(x.dtype).tiny)
+    t = (x - lower) / span
+    return span, t, (steps * t.clamp(0, 1)).round() / steps
 
 
 def stairs(x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
     """The number of thresholds below each element of x, as in `DDTReLU`; differentiable in all three."""
-    return _Stairs.apply(x, start, widths)
+    return _Stairs.apply(x.to(widths.dtype), start, widths).to(x.dtype)
 
 
 class _Stairs(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(context, x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
-        knots = start + torch.cat([widths.new_zeros(1), widths.cumsum(0)])
-        context.save_for_backward(x, widths, knots)
-        return torch.searchsorted(knots[:-1] + widths / 2, x.contiguous()).to(x.dtype)
+    def forward(x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
+        return torch.searchsorted(_knots(start, widths)[:-1] + widths / 2, x.contiguous()).to(x.dtype)
+
+    @staticmethod
+    def setup_context(context, inputs: tuple, output: Tensor) -> None:
+        context.save_for_backward(*inputs)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
-        x, widths, knots = context.saved_tensors
+        x, start, widths = context.saved_tensors
+        knots, count = _knots(start, widths), len(widths)
         piece = torch.searchsorted(knots, x.contiguous()) - 1  # in [0, K) between two knots
-        inside = (piece >= 0) & (piece < len(widths))
-        piece = piece.clamp(0, len(widths) - 1)
+        inside = (piece >= 0) & (piece < count)
+        piece = piece.clamp(0, count - 1)
         slope = gradient * inside / widths[piece]
-        sums, weighted = widths.new_zeros(2, len(widths))
-        sums.index_add_(0, piece.flatten(), slope.flatten())
-        weighted.index_add_(0, piece.flatten(), (slope * (x - knots[piece]) / widths[piece]).flatten())
+        moved = slope * (x - knots[piece]) / widths[piece]
+        sums, weighted = (torch.zeros_like(widths).index_add(0, piece.flatten(), by.flatten()) for by in (slope, moved))
         later = sums.flip(0).cumsum(0).flip(0) - sums  # a wider piece moves all later ones to the right
         return slope, -sums.sum(), -later - weighted
 
 
-def _scaled_gradient(x: Tensor, factor: float) -> Tensor:
+def _knots(start: Tensor, widths: Tensor) -> Tensor:
+    """B_0, ..., B_K."""
+    return start + torch.cat([torch.zeros_like(widths[:1]), widths.cumsum(0)])
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
     """x itself, whose gradient is multiplied by a factor."""
     return (x - x * factor).detach() + x * factor

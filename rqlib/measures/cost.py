@@ -165,7 +165,7 @@ def _calls(model: nn.Module, owners: dict[str, nn.Module], spec: ImageSpec) -> d
 
     def note(name: str, inputs: tuple, output: object) -> None:
         if isinstance(output, Tensor):
-            calls[name].append(output.shape[1:])
+            calls[name] += [output.shape[1:]] * len(output)  # a random self-ensemble computes several copies
 
     with runtime.evaluating(model), layers.watching(model, owners, note):
         model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))

@@ -1,11 +1,13 @@
 """Checkpoints: plain weights with the model's name and `ImageSpec`. Loading one executes no code of the file.
 
-It holds a network that `models.build` makes; a changed network is refused already when it is saved.
+It holds a network that `models.build` makes, or one that was changed afterwards in a way that the file names and
+`CHANGES` can repeat. Any other network is refused already when it is saved.
 """
 
 import dataclasses
 import json
 import operator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +19,9 @@ from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import catalog, weights
 
 _KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata", "state")
+
+CHANGES: dict[str, Callable[[nn.Module, dict], nn.Module]] = {}
+"""Name -> (network of `models.build`, settings) -> changed network; the chapter that changes networks enters it."""
 
 
 def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
@@ -34,6 +39,7 @@ def content(
     options: dict | None = None,
     classes: tuple[str, ...] = (),
     parameters: dict | None = None,
+    changes: dict[str, dict] | None = None,
     **metadata,
 ) -> dict:
     """What a checkpoint holds, for a network that ``models.build(name, spec, width=width, options=options)`` makes.
@@ -41,6 +47,7 @@ def content(
     Args:
         classes: names of the classes, in the order of the logits.
         parameters: of the run that trained the network, as plain values.
+        changes: name in `CHANGES` -> its settings, as plain values: how the network was changed after it was made.
         metadata: more plain values to keep, for example ``clean_accuracy=0.97``.
 
     Raises:
@@ -53,6 +60,7 @@ def content(
         "options": options or {},
         "classes": list(classes),
         "parameters": parameters or {},
+        "changes": changes or {},
         "metadata": metadata,
     }
     found = json.loads(json.dumps(found, default=operator.methodcaller("item")))  # NumPy's numbers become plain
@@ -63,7 +71,7 @@ def content(
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a checkpoint, in eval mode on the active device, and a dict of what else the file says.
 
-    The dict holds model, spec (an `ImageSpec`), width, options, classes, parameters, metadata.
+    The dict holds model, spec (an `ImageSpec`), width, options, classes, parameters, changes, metadata.
 
     Args:
         expected: the model's name, if the caller knows it. A checkpoint of ``package.module:function`` is
@@ -103,8 +111,22 @@ def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tup
     return runtime.active().place(model.eval()), _info(content)
 
 
+def changed(model: nn.Module, changes: dict[str, dict]) -> nn.Module:
+    """A network of `models.build` after the changes that a checkpoint names; their weights are not yet loaded.
+
+    Raises:
+        ValueError: a change that is not known; settings that do not fit the network.
+    """
+    for name, settings in changes.items():
+        if name not in CHANGES:
+            raise ValueError(f"expected a change {' | '.join(CHANGES)}, got {name!r}; import rqlib.defenses first")
+        model = CHANGES[name](model, settings)
+    return model
+
+
 def _info(content: dict) -> dict:
-    return {key: content[key] for key in _KEYS if key != "state"} | {"spec": ImageSpec(**content["spec"])}
+    found = {key: content[key] for key in _KEYS if key != "state"}
+    return found | {"spec": ImageSpec(**content["spec"]), "changes": content.get("changes", {})}
 
 
 def _check_content(path: Path, content: dict, expected: str | None) -> None:
@@ -126,15 +148,15 @@ def _check_content(path: Path, content: dict, expected: str | None) -> None:
 
 
 def _build(content: dict, folder: Path | None = None) -> nn.Module:
-    """A new network of the checkpoint's name; torch's random numbers go on as if it had not been made."""
+    """A new network of the checkpoint's name, changed as it says; torch's random numbers go on as before."""
     spec = ImageSpec(**content["spec"])
     with torch.random.fork_rng(devices=[]):
         made = {"width": content["width"], "options": content["options"], "folder": folder}
-        return catalog.build(content["model"], spec, **made)
+        return changed(catalog.build(content["model"], spec, **made), content.get("changes", {}))
 
 
 def _check_plain(model: nn.Module, plain: nn.Module) -> None:
-    """Raise unless the model has the modules and tensors of the plain network."""
+    """Raise unless the model has the modules and tensors of the network that its file says."""
     wrapped = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
     if wrapped:
         raise ValueError(f"expected plain weights, found parametrized layers {', '.join(wrapped)}; bake them first")
@@ -143,7 +165,7 @@ def _check_plain(model: nn.Module, plain: nn.Module) -> None:
         changed = [f"{name}: {kind}" for name, kind in sorted(found ^ wanted)][:6]
         raise ValueError(
             f"expected the network that models.build makes, found it changed ({', '.join(changed)}); "
-            "save its weights before folding BatchNorm, attaching transforms or exchanging layers"
+            "save its weights before folding BatchNorm, attaching transforms or exchanging layers, or say the changes"
         )
 
 

@@ -20,7 +20,7 @@ from rqlib.core.entry import classifier
 from rqlib.core.parametrizations import steps_of
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
 from rqlib.data import ImageDataset
-from rqlib.pruning import masks
+from rqlib.pruning import masks, statistics
 from rqlib.pruning.masks import Rule, apply_masks, magnitude_masks
 from rqlib.pruning.parametrizations import Anchored, Masked, attach, stored, stored_name, with_state
 from rqlib.pruning.scores import settled, with_scores
@@ -47,7 +47,7 @@ class Phase:
 
         ``name`` is that of the file of states, without ending. ``penalty(model)`` is added to the objective.
         """
-        objective = self.objective if penalty is None else partial(_penalized, self.objective, penalty)
+        objective = training.penalized(self.objective, penalty, 1.0)
         state = None if self.folder is None else Path(self.folder) / f"{name}.pt"
         options = {"attack": self.attack, "seed": self.seed, "checkpoint": state, "keep": keep}
         return training.fit(model, self.dataset, objective, self.recipe, after_epoch=after_epoch, **options)
@@ -140,7 +140,8 @@ def run(
         method: its name in `METHODS`.
         kept: fraction of the weights that stay, above 0 and at most 1.
         pruning: how the weights that stay are chosen.
-        finetuning: how they are trained afterwards; None: they are not.
+        finetuning: how they are trained afterwards, from BatchNorm statistics of the pruned network; None: they are
+            not.
         equal_epochs: LWM, which trains nothing while pruning, is fine-tuned for as many epochs more.
         structure: what is removed (`masks.rule`).
 
@@ -162,6 +163,7 @@ def run(
     if finetuning is not None:
         more = pruning.recipe.epochs if equal_epochs and method == "lwm" else 0
         recipe = dataclasses.replace(finetuning.recipe, epochs=finetuning.recipe.epochs + more)
+        statistics.refresh(masked, finetuning.dataset.train.images)
         dataclasses.replace(finetuning, recipe=recipe).fit(masked, f"finetune-{method}-{kept}-{structure}")
         masks.check(masked, kept, **exact)
     return masked
@@ -173,10 +175,6 @@ def changes_output(one: nn.Module, other: nn.Module, dataset: ImageDataset, imag
     with runtime.evaluating(one), runtime.evaluating(other):
         x = runtime.active().place(data.to_pixels(dataset.train.images[:images]))
         return not torch.equal(runtime.active().place(one)(x), runtime.active().place(other)(x))
-
-
-def _penalized(objective: Objective, penalty, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return objective(model, x, y) + penalty(model)
 
 
 def _pull(model: nn.Module) -> Tensor:

@@ -3,8 +3,22 @@
 from rqlib.measures import profile
 from rqlib.training.loop import fit, weights
 from rqlib.training.objectives import named as objective
-from rqlib.training.objectives import robust
+from rqlib.training.objectives import penalized, robust
 from rqlib.training.outcome import score, summary
 from rqlib.training.recipes import recipe
+from rqlib.training.several_seeds import each_seed
+from rqlib.training.variants import variant
 
-__all__ = ["fit", "objective", "profile", "recipe", "robust", "score", "summary", "weights"]
+__all__ = [
+    "each_seed",
+    "fit",
+    "objective",
+    "penalized",
+    "profile",
+    "recipe",
+    "robust",
+    "score",
+    "summary",
+    "variant",
+    "weights",
+]

@@ -22,7 +22,7 @@ from rqlib.core import files, runtime
 from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack, Objective
 from rqlib.data.datasets import slices
-from rqlib.training import overfitting
+from rqlib.training import objectives, overfitting
 from rqlib.training.recipes import Recipe
 
 ROBUST_ACCURACY = "validation_robust_accuracy"
@@ -54,7 +54,8 @@ def fit(
     0 epochs only scores the network: one row, with the epoch 0 and without a loss.
 
     Args:
-        objective: (model, x, y) -> loss, called in train mode.
+        objective: (model, x, y) -> loss, called in train mode. If it has a method ``begin_epoch(model, epoch,
+            epochs)``, this is called before every epoch, with the number of whole epochs done.
         attack: under which the validation images are also scored (column ``validation_robust_accuracy``); the
             column ``overfitting`` then says how this accuracy has developed (`overfitting.flag`).
         after_step: called with the model after every optimizer step, for example to project its weights.
@@ -80,6 +81,7 @@ def fit(
     modes = {module: module.training for module in model.modules()}
     try:
         for epoch in runtime.progress(range(training.epoch, recipe.epochs), "epochs"):
+            objectives.begin(objective, model, epoch, recipe.epochs)
             training.add(_epoch(training, dataset, objective, attack, after_step, epoch))
             training.remember(keep)
             if after_epoch is not None:

@@ -424,3 +424,17 @@ def test_models_that_hide_their_gradient_are_warned_of(function, words):
     with pytest.warns(UserWarning, match=words):
         found = pgd(after(function))
     assert Linf(0.1).contains(found - GOOD[0]).all()
+
+
+def test_noisy_fgsm_may_leave_the_ball_by_twice_its_radius_but_stays_an_image():
+    model, x, y = linear(2)
+    ball = Linf(0.05)
+    moved = (methods.noisy_fgsm(model, x, y, ball=ball) - x).abs()
+    assert 0.1 < moved.max() <= 0.15 + 1e-9
+    assert losses(model, methods.noisy_fgsm(model, x, y, ball=ball), y).mean() > losses(model, x, y).mean()
+    model, (x, y) = robust_networks.trained(adversarial=False), robust_networks.images(20)
+    found = methods.noisy_fgsm(model, x, y, ball=Linf(0.3))
+    assert found.aminmax() == (0, 1)
+    assert torch.equal(found, methods.noisy_fgsm(model, x, y, ball=Linf(0.3)))
+    with pytest.raises(ValueError, match="expected an L-infinity ball for noisy_fgsm"):
+        methods.noisy_fgsm(model, x, y, ball=L2(0.3))

@@ -47,6 +47,7 @@ def test_round_trip_leaves_the_random_numbers_alone(saved):
         "options": {},
         "classes": list(CLASSES),
         "parameters": {"seed": 3, "dataset": "digits", "seeds": [1, 2]},
+        "changes": {},
         "metadata": {"clean_accuracy": 0.97},
     }
 

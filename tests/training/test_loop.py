@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 
-from rqlib import data, measures, models
+from rqlib import data, defenses, measures, models
 from rqlib.core import files
 from rqlib.training import loop, objectives, outcome, recipes
 
@@ -107,8 +107,15 @@ def adversarial() -> dict:
     return {"objective": objective, "attack": attack, "dataset": few_digits(128)}
 
 
+def penalized() -> dict:
+    penalty = defenses.penalty("spectral+cosine", network(), few_digits().spec.shape)
+    return {"objective": objectives.penalized(objectives.natural, penalty, 0.1)}
+
+
 @pytest.mark.parametrize(
-    ("name", "settings"), [("AlexNet_BN", dict), ("SmallCNN", adversarial)], ids=["dropout and average", "adversarial"]
+    ("name", "settings"),
+    [("AlexNet_BN", dict), ("SmallCNN", adversarial), ("SmallCNN", penalized)],
+    ids=["dropout and average", "adversarial", "penalized"],
 )
 def test_resume_is_bit_exact(tmp_path, name, settings):
     options = settings()

@@ -127,3 +127,22 @@ def test_smoothed_is_natural_plus_the_divergence_under_noise():
     torch.testing.assert_close(found, objectives.natural(model, x, y) + 6 * divergence)
     assert objectives.smoothed(model, x, y, sigma=0.0).item() == pytest.approx(objectives.natural(model, x, y).item())
     assert gradients(found, model).any()
+
+
+def test_a_penalty_is_added_with_its_strength():
+    model, (x, y) = network().eval(), batch()
+    weights = objectives.penalized(objectives.natural, lambda model: model[1].weight.square().sum(), 0.5)
+    expected = objectives.natural(model, x, y) + 0.5 * model[1].weight.square().sum()
+    torch.testing.assert_close(weights(model, x, y), expected)
+    assert objectives.penalized(objectives.natural, None, 0.5) is objectives.natural
+    assert objectives.penalized(objectives.natural, weights, 0.0) is objectives.natural
+    with pytest.raises(ValueError, match="expected a penalty strength >= 0, got -1"):
+        objectives.penalized(objectives.natural, weights, -1)
+
+
+def test_n_fgsm_takes_one_noisy_step_and_is_validated_under_pgd():
+    objective, attack = objectives.robust("n_fgsm", epsilon=0.1, step_size=0.05, steps=3)
+    model, (x, y) = network().eval(), batch()
+    moved = attacks.noisy_fgsm(model, x, y, ball=projections.Linf(0.1))
+    torch.testing.assert_close(objective(model, x, y), objectives.natural(model, moved, y))
+    assert attack.keywords["steps"] == 3

@@ -1,0 +1,83 @@
+"""A network with defenses built in: other activations, weights rounded in training, noise. `defend` adds them."""
+
+import copy
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from rqlib.core import layers
+from rqlib.defenses import activations, noise, quantized_weights
+from rqlib.models import checkpoints
+
+PLAIN = {"activation": "relu", "weight_format": "none", "noise_std": 0.0}
+"""The settings that change nothing."""
+
+_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def defend(
+    model: nn.Module, *, activation: str = "relu", weight_format: str = "none", noise_std: float = 0.0
+) -> nn.Module:
+    """A copy of a network with these defenses, to be trained with them.
+
+    Args:
+        activation: what every ReLU becomes, such as ``DTReLU_4`` (`activations.parse`). A ReLU that is called in several
+            places keeps one range for all of them.
+        weight_format: how the weights of all convolution and linear layers are rounded at every step, such as
+            ``range_8`` (`quantized_weights.parse`); `core.parametrizations.bake` makes the rounded weights plain.
+        noise_std: of the noise on the pixels, in pixels of [0, 1], and half of it before the other convolutions; above
+            0 the network becomes a random self-ensemble (`noise.add_noise`).
+
+    Raises:
+        ValueError: unknown name; another activation for a network without ReLU modules; as `noise.add_noise`.
+    """
+    made = None if activation == "relu" else activations.parse(activation)
+    rounding = None if weight_format == "none" else quantized_weights.parse(weight_format)
+    defended = copy.deepcopy(model)
+    if made is not None:
+        _replace_relus(defended, made)
+    if rounding is not None:
+        for _, layer in layers.weighted_layers(defended):
+            parametrize.register_parametrization(layer, "weight", rounding(layer))
+    return defended if noise_std == 0 else noise.add_noise(defended, noise_std)
+
+
+def defended(model: nn.Module, settings: dict) -> nn.Module:
+    """The network of a checkpoint: as `defend`, but for the weights, which the file holds already rounded."""
+    return defend(model, **settings | {"weight_format": "none"})
+
+
+checkpoints.CHANGES["defended"] = defended
+
+
+def _replace_relus(model: nn.Module, make) -> None:
+    """Put another activation in the place of every ReLU module; the same one wherever the same module stood."""
+    _say_functional(model)
+    made: dict[nn.Module, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if type(child) is nn.ReLU:
+                setattr(parent, name, made.setdefault(child, make().train(child.training)))
+    if not made:
+        raise ValueError(
+            f"expected a network with nn.ReLU modules to replace, got {type(model).__name__} without any; "
+            "choose activation='relu'"
+        )
+
+
+def _say_functional(model: nn.Module) -> None:
+    """Warn of ReLUs that are functions, and so cannot be replaced."""
+    try:
+        graph: fx.Graph = layers.trace(model)
+    except ValueError:
+        return
+    stay = [node.name for node in graph.nodes if node.op.startswith("call_") and node.target in _FUNCTIONS]
+    if stay:
+        warnings.warn(
+            f"{len(stay)} ReLUs that are functions, not modules, stay as they are ({', '.join(stay[:5])}); "
+            "write them as nn.ReLU to replace them",
+            stacklevel=4,
+        )
