@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas
 from torch import nn
 
-from rqlib import models
+from rqlib import defenses, models, training  # noqa: F401 - defenses: checkpoints of defended networks
 from rqlib.core import runtime, vocabulary
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.data import ImageDataset
 from rqlib.models import checkpoints, conventions
+from rqlib.models.weights import load_weights
 from rqlib.workbook import chance, parameters, results
 from rqlib.workbook.chance import Score
 
@@ -40,6 +41,7 @@ class About:
         spec: of its images, with its own normalization. ``models.build(about.model, about.spec, width=about.width,
             options=about.options)`` makes another network of this kind, with random weights.
         options: of its constructor.
+        changes: how it was changed after it was made (`models.checkpoints.CHANGES`), such as its defenses.
         pixels: the convention of its normalization, as the parameter ``pixels`` says it.
         score: accuracy on validation images; None if it was not scored.
         unscored: why it was not scored.
@@ -52,6 +54,7 @@ class About:
     path: Path | None
     spec: ImageSpec
     options: dict
+    changes: dict
     pixels: str
     score: Score | None = None
     unscored: str = ""
@@ -60,6 +63,11 @@ class About:
     def objective(self) -> str:
         """What it was trained for."""
         return self.parameters.get("objective", "natural")
+
+    @property
+    def variant(self) -> str:
+        """Its defenses in a word (`training.variant`)."""
+        return training.variant(self.parameters)
 
     @property
     def title(self) -> str:
@@ -198,7 +206,12 @@ def _named(name, spec, title, weights, pixels, options=(), seed=None, width=None
         if made_width is not None and options.get("width", made_width) != made_width:
             raise ValueError(f"expected one width, got width={made_width} and options width={options['width']}")
         width = options.pop("width", width)
-    model = models.build(name, own, width=width, weights=weights or None, seed=seed, options=options)
+    changes = found.get("changes", {})
+    made = {"width": width, "seed": seed, "options": options, "folder": Path(weights).parent if weights else None}
+    model = models.build(name, own, weights=None if changes else weights or None, **made)
+    if changes:
+        model = checkpoints.changed(model, changes)
+        load_weights(model, weights)
     if pixels:
         conventions.change(model, own)
     about = {"model": name, "parameters": {}} | found | {"width": width, "options": options}
@@ -215,6 +228,7 @@ def _about(model, found: Mapping, own: ImageSpec, spec: ImageSpec, title: str, p
         path=path,
         spec=own,
         options=found["options"],
+        changes=found.get("changes", {}),
         pixels=conventions.in_words(own, spec),
     )
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from rqlib import models
 from rqlib.core import files, machine, provenance, runtime
+from rqlib.core.parametrizations import bake
 from rqlib.core.resumable import BelongsToAnotherError, Resumable
 from rqlib.workbook import parameters
 from rqlib.workbook.parameters import ParameterError
@@ -90,15 +91,29 @@ class Run:
         scalars = {k: v for k, v in self.parameters.items() if k not in NO_IDENTITY and not isinstance(v, list)}
         return pandas.DataFrame([scalars | row for row in self._rows.values()])
 
-    def save(self, **frames: pandas.DataFrame) -> None:
-        """Write each table as ``NAME.parquet``: ``run.save(history=history, curve=curve)``."""
+    def save(self, part: str = "", /, **frames: pandas.DataFrame) -> None:
+        """Write each table as ``NAME.parquet``, below the folder ``part`` of the run: ``run.save(history=history)``."""
         for name, frame in frames.items():
-            with files.atomic(self.path(f"{name}.parquet")) as part:
-                frame.to_parquet(part)
+            with files.atomic(self.path(part) / f"{name}.parquet") as temporary:
+                frame.to_parquet(temporary)
 
-    def checkpoint(self, model: torch.nn.Module, name: str, spec, *, file: str = "checkpoint.pt", **metadata) -> Path:
-        """Write a network's plain weights with the run's parameters; arguments as `models.save`."""
-        return models.save(self.path(file), model, name, spec, parameters=self.parameters, **metadata)
+    def checkpoint(
+        self,
+        model: torch.nn.Module,
+        name: str,
+        spec,
+        *,
+        file: str = "checkpoint.pt",
+        seed: int | None = None,
+        **metadata,
+    ) -> Path:
+        """Write a network's weights, baked, with the run's parameters; arguments as `models.save`.
+
+        Args:
+            seed: that the network was trained with; the run's own if None.
+        """
+        values = self.parameters if seed is None else self.parameters | {"seed": seed}
+        return models.save(self.path(file), bake(model), name, spec, parameters=values, **metadata)
 
     def finish(self, **summary) -> None:
         """Write the rows and mark the run as done; print the key figures and where everything lies."""
