@@ -48,7 +48,7 @@ def robust() -> DataFrame:
 
 
 def wide() -> DataFrame:
-    """Accuracies of one network, clean and attacked, as `robustness.study` gives them."""
+    """Accuracies of one network, clean and attacked, as `robustness.on_sets` gives them."""
     return DataFrame({
         "format": ["FP32", "INT_4", "INT_8"], "model": "net",
         "test_clean": [0.8, 0.4, 0.8], "trained_clean": [1.0, 0.5, 0.9], "adjusted_clean": [0.9, 0.9, 0.9],

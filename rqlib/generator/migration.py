@@ -136,15 +136,15 @@ def score(forecast: DataFrame) -> dict[str, float]:
     return prediction.scores(forecast[TARGET], forecast.predicted)
 
 
-def rows(losses: DataFrame, study: DataFrame) -> DataFrame:
+def rows(losses: DataFrame, attacked: DataFrame) -> DataFrame:
     """All figures of one network: losses of accuracy joined with accuracies under attack, one row per format.
 
-    The float network (FP32) comes first, then the formats of ``losses``, then those that only the study has. What is
+    The float network (FP32) comes first, then the formats of ``losses``, then those that were only attacked. What is
     the same for all formats (dataset, model, width, seed, the setting) stands in every row.
 
-    The losses are those of `losses`, the study is that of `robustness.study`.
+    The losses are those of `losses`, the accuracies under attack those of `robustness.on_sets`.
     """
-    order = [FLOAT, *dict.fromkeys([*losses.format, *study.format[1:]])]
-    joined = study.merge(losses, how="outer", on="format").set_index("format").loc[order].reset_index()
+    order = [FLOAT, *dict.fromkeys([*losses.format, *attacked.format[1:]])]
+    joined = attacked.merge(losses, how="outer", on="format").set_index("format").loc[order].reset_index()
     known = [name for name in (*NETWORK, *SETTING) if name in losses and losses[name].notna().any()]
     return joined.fillna({name: losses[name].iloc[0] for name in known})

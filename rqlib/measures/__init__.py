@@ -2,14 +2,17 @@
 
 from rqlib.measures.cost import latency, profile, storage, totals, weight_count
 from rqlib.measures.evaluate import accuracy, confusion, correct, era, logits, transfer_matrix
+from rqlib.measures.significance import holm, paired_tests
 
 __all__ = [
     "accuracy",
     "confusion",
     "correct",
     "era",
+    "holm",
     "latency",
     "logits",
+    "paired_tests",
     "profile",
     "storage",
     "totals",

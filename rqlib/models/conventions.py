@@ -74,7 +74,7 @@ def in_words(found: ImageSpec, images: ImageSpec) -> str:
 
 def of(model: nn.Module, spec: ImageSpec) -> ImageSpec:
     """The spec with the normalization that the model really has; as it is given if that is the same."""
-    mean, std = (buffer.flatten().tolist() for buffer in (model.normalize.mean, model.normalize.std))
+    mean, std = (buffer.flatten().tolist() for buffer in (_first(model).mean, _first(model).std))
     found = dataclasses.replace(spec, mean=mean, std=std)
     return spec if _same(found, spec) else found
 
@@ -82,8 +82,14 @@ def of(model: nn.Module, spec: ImageSpec) -> ImageSpec:
 def change(model: nn.Module, spec: ImageSpec) -> None:
     """Give a model, in place, the normalization of a spec."""
     fresh = Normalize(spec)
-    model.normalize.mean.copy_(fresh.mean)
-    model.normalize.std.copy_(fresh.std)
+    own = _first(model)
+    own.mean.copy_(fresh.mean)
+    own.std.copy_(fresh.std)
+
+
+def _first(model: nn.Module) -> Normalize:
+    """The normalization of a network of `models.build`, also if another module was put around it."""
+    return next(module for module in model.modules() if isinstance(module, Normalize))
 
 
 def _numbers(pixels: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

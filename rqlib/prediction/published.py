@@ -5,7 +5,7 @@ Two tables of quantized networks have been published. One has a row per network 
 per network, generator and format (FP32: the float network itself): accuracies on test images and on generated ones,
 clean and attacked, in the columns ``test_clean``, ``pseudo_clean``, ``test_pgd``, ``pseudo_pgd`` and so on.
 
-`robustness.study` and `04_generator` write the same accuracies wide: one row per network and format, with one column
+`robustness.on_sets` and `04_generator` write the same accuracies wide: one row per network and format, with one column
 for each set of images and each attack (``test_pgd``, ``trained_pgd``, ``boundary_pgd``). Whoever reads accuracies on
 generated images takes either form and calls `by_generator`.
 """
@@ -71,7 +71,7 @@ def by_generator(rows: DataFrame) -> DataFrame:
     """Accuracies on generated images as one row per network, generator and format: test_clean, pseudo_clean, ...
 
     Args:
-        rows: of `robustness.study` or `04_generator`: the set ``test`` is the real one, every other set becomes a
+        rows: of `robustness.on_sets` or `04_generator`: the set ``test`` is the real one, every other set becomes a
             generator. Rows that have the published form, or no accuracies on generated images, stay as they are.
     """
     sets = [name.removesuffix("_clean") for name in rows if name.endswith("_clean")]

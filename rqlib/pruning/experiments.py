@@ -13,6 +13,7 @@ from rqlib import models
 from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
+from rqlib.models import checkpoints
 from rqlib.pruning import algorithms
 from rqlib.pruning.evaluation import Networks, accuracies
 from rqlib.pruning.plans import Plan
@@ -114,5 +115,6 @@ def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Mo
     runtime.seed_everything(plan.seed)
     weights = round(kept * cost.weight_count(dense))
     network = compact(plan.model, plan.made_for, weights, width=plan.width, options=plan.options)
+    network = checkpoints.changed(network, plan.changes)
     plan.phase(SCRATCH, f"{name}-{kept}").fit(network, SCRATCH)
     return network

@@ -11,6 +11,7 @@ from rqlib import attacks, models, training
 from rqlib.core.projections import Ball
 from rqlib.core.vocabulary import Attack, ImageSpec, did_you_mean
 from rqlib.data import ImageDataset
+from rqlib.models import checkpoints
 from rqlib.pruning.algorithms import Phase
 from rqlib.training import objectives
 from rqlib.training.recipes import Recipe
@@ -35,6 +36,7 @@ class Plan:
         width: multiplier of the network's channel counts.
         spec: of the images, with the normalization of the network; None: that of the images.
         options: of the network's constructor.
+        changes: how it was changed after it was made (`models.checkpoints.CHANGES`).
         pretrained_for: the objective that the network was trained for, if it is known.
         structure: what is removed: weights, columns, filters or 2:4.
         seed: for the order of images, augmentation and the weights of new networks.
@@ -54,6 +56,7 @@ class Plan:
     width: float = 1.0
     spec: ImageSpec | None = None
     options: Mapping = field(default_factory=dict)
+    changes: Mapping = field(default_factory=dict)
     pretrained_for: str | None = None
     structure: str = "weights"
     seed: int = 0
@@ -76,7 +79,8 @@ class Plan:
 
     def build(self) -> nn.Module:
         """A new network of the kind that is pruned, with random weights."""
-        return models.build(self.model, self.made_for, width=self.width, options=self.options)
+        made = models.build(self.model, self.made_for, width=self.width, options=self.options)
+        return checkpoints.changed(made, self.changes)
 
     @property
     def made_for(self) -> ImageSpec:

@@ -35,7 +35,7 @@ def on_disk(networks: Networks, plan: Plan, folder: str | Path) -> DataFrame:
         if method == SCRATCH:
             continue
         plain, path = parametrizations.bake(network), Path(folder) / f"{method}-{kept}.rqz"
-        made = {"width": plan.width, "options": dict(plan.options)}
+        made = {"width": plan.width, "options": dict(plan.options), "changes": dict(plan.changes)}
         packed.save(path, plain, plan.model, plan.made_for, **made, parameters={"seed": plan.seed})
         loaded, _ = packed.load(path, expected=plan.model)
         same = measures.logits(loaded, x, y).equal(measures.logits(plain, x, y))

@@ -1,4 +1,7 @@
-"""Figures of attacks: pictures, accuracy against epsilon, transfer, the checks, loss and decisions on a plane."""
+"""Figures of attacks: pictures, accuracy against epsilon, transfer, the checks, loss and decisions on a plane.
+
+And of the study of defenses: losses, accuracy before and after the attack, success against epsilon, feature maps.
+"""
 
 import plotly.graph_objects as go
 import torch
@@ -6,10 +9,15 @@ import torch.nn.functional as F
 from pandas import DataFrame
 from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
+from scipy import stats
 from torch import Tensor, nn
 
 from rqlib.core import plots, runtime
 from rqlib.data import datasets
+from rqlib.robustness import study_claims
+from rqlib.robustness.defense_study import VARIANTS
+from rqlib.training.figures import as_images
+from rqlib.training.variants import LEAKY
 
 STATUS = {"PASS": "#D6EFE2", "WARN": "#FCEBC5", "FAIL": "#F6CFC2", "SKIP": "#EEEEEE"}
 
@@ -117,6 +125,118 @@ def quantized_bars(table: DataFrame, *, title: str = "Quantized networks under a
     figure.update_xaxes(type="category", title="format")
     figure.update_yaxes(title="accuracy (fraction)", range=[0, 1])
     return figure.update_layout(title=title, barmode="group", legend={"orientation": "h", "y": -0.25}, height=460)
+
+
+def losses_of_variants(history: DataFrame, epsilon_255: float, *, title: str = "While training") -> go.Figure:
+    """Mean training loss of each variant against the epoch, with the range of its seeds.
+
+    Args:
+        history: of `robustness.histories`.
+        epsilon_255: those trained at this radius are shown, and those trained at none.
+    """
+    figure = go.Figure()
+    shown = history[history.trained_255.isna() | (history.trained_255 == epsilon_255)]
+    for name, rows in _by_variant(shown):
+        over = rows.groupby("epoch").loss.agg(["mean", "min", "max"])
+        hover = f"{name}<br>epoch %{{x}}<br>loss %{{y:.4f}}<extra></extra>"
+        figure.add_traces(_line_with_band(name, over.index, over["mean"], over["min"], over["max"], hover))
+    figure.update_xaxes(title="epoch").update_yaxes(title="training loss (its own objective)", type="log")
+    return figure.update_layout(title=title, legend={"orientation": "h", "y": -0.22}, height=520)
+
+
+def before_and_after(table: DataFrame, tests: DataFrame, *, title: str = "Accuracy before and after") -> go.Figure:
+    """Clean and robust accuracy of every variant, one row of bars per radius, with 95% intervals over seeds.
+
+    The stars stand for p after Holm's correction, against ``original``: *** < 0.01, ** < 0.05, * < 0.1.
+
+    Args:
+        table: of `robustness.study`.
+        tests: of `robustness.families`.
+    """
+    radii = sorted(table.epsilon_255.unique())
+    names = [f"epsilon {radius:g}/255" for radius in radii]
+    figure = make_subplots(rows=len(radii), cols=1, shared_xaxes=True, subplot_titles=names, vertical_spacing=0.08)
+    for row, radius in enumerate(radii, start=1):
+        groups = list(_by_variant(table[table.epsilon_255 == radius]))
+        for column, shade in (("clean_accuracy", _BARS[0]), ("robust_accuracy", _BARS[4])):
+            means, halves = zip(*(_mean_and_half(rows[column]) for _, rows in groups), strict=True)
+            shown = [_stars(tests, column, name, radius) for name, _ in groups]
+            bars = go.Bar(x=[name for name, _ in groups], y=means, name=column.replace("_", " "), text=shown)
+            bars.update(error_y={"array": halves, "thickness": 1.2, "width": 3}, marker={"color": shade})
+            bars.update(textposition="inside", insidetextanchor="start", textangle=-90)
+            bars.update(textfont={"color": "#222222", "size": 17}, constraintext="none")
+            bars.update(hovertemplate="%{x}<br>%{y:.4f} ± %{error_y.array:.4f} %{text}<extra></extra>")
+            figure.add_trace(bars.update(showlegend=row == 1, legendgroup=column), row=row, col=1)
+    figure.update_yaxes(title="fraction", range=[0, 1.05]).update_xaxes(tickangle=-40, type="category")
+    legend = {"orientation": "h", "y": -85 / (210 * len(radii))}  # below the names of the variants
+    return figure.update_layout(title=title, barmode="group", legend=legend, height=190 + 210 * len(radii))
+
+
+def success_against_epsilon(table: DataFrame, *, title: str = "Success of the attack") -> go.Figure:
+    """Mean success rate of the attack on each variant against the radius, with 95% intervals over seeds.
+
+    Variants that are trained under attack were trained at the radius at which they are attacked.
+
+    Args:
+        table: of `robustness.study`.
+    """
+    figure = go.Figure()
+    for name, rows in _by_variant(table):
+        over = {radius: _mean_and_half(group.success_rate) for radius, group in rows.groupby("epsilon_255")}
+        mean = [middle for middle, _ in over.values()]
+        low, high = ([middle + sign * (half or 0) for middle, half in over.values()] for sign in (-1, 1))
+        hover = f"{name}<br>%{{x:g}}/255<br>success rate %{{y:.4f}}<extra></extra>"
+        figure.add_traces(_line_with_band(name, list(over), mean, low, high, hover))
+    figure.update_xaxes(title="epsilon (gray levels of 255)", tickvals=sorted(table.epsilon_255.unique()))
+    figure.update_yaxes(title="success rate (fraction)", range=[-0.02, 1.02])
+    return figure.update_layout(title=title, legend={"orientation": "h", "y": -0.22}, height=520)
+
+
+def feature_maps_of(maps: dict[str, Tensor], *, channels: int = 8, title: str = "What they see") -> go.Figure:
+    """The first channels of one layer for one image: one row per variant, every channel scaled to its own range.
+
+    Args:
+        maps: variant -> (C, H, W), of `robustness.convolution_outputs`.
+    """
+    rows = [plots.strip(as_images(one[:channels]), channels) for one in maps.values()]
+    figure, height = plots.picture(torch.cat(rows, dim=1)), rows[0].shape[1]
+    ticks = {"tickvals": [height * (row + 0.5) for row in range(len(rows))], "ticktext": list(maps)}
+    figure.update_yaxes(visible=True, showline=False, ticks="", **ticks)
+    return figure.update_layout(title=title, width=130 + 56 * channels, height=90 + 56 * len(rows))
+
+
+def _by_variant(rows: DataFrame):
+    """(variant, its rows), in the order of the study."""
+    present = dict.fromkeys(rows.variant)
+    order = [*(name for name in VARIANTS if name in present), *(name for name in present if name not in VARIANTS)]
+    return [(name, rows[rows.variant == name]) for name in order]
+
+
+def _mean_and_half(values) -> tuple[float, float | None]:
+    """Mean over seeds, and half of its 95% interval (Student); None with one seed."""
+    count = len(values)
+    half = stats.t.ppf(0.975, count - 1) * values.std() / count**0.5 if count > 1 else None
+    return values.mean(), half
+
+
+def _stars(tests: DataFrame, column: str, variant: str, radius: float) -> str:
+    """The stars of a test against ``original``: of the radius, or of no radius (NaN) for clean accuracy."""
+    family = study_claims.CLEAN if column == "clean_accuracy" else study_claims.ROBUST
+    found = tests[(tests.family == family) & (tests.variant == variant)] if len(tests) else tests
+    found = found[found.epsilon_255.isna() | (found.epsilon_255 == radius)] if len(found) else found
+    return found.stars.iloc[0] if len(found) else ""
+
+
+def _line_with_band(name: str, x, middle, low, high, hover: str) -> list[go.Scatter]:
+    """A line in the color of the variant, above a band of the same color."""
+    names, x = (*VARIANTS, LEAKY), list(x)
+    shade = plots.color(name, names)
+    band = go.Scatter(x=[*x, *x[::-1]], y=[*high, *list(low)[::-1]], fill="toself", fillcolor=shade, mode="lines")
+    band.update(line={"width": 0}, opacity=0.15, hoverinfo="skip", showlegend=False, legendgroup=name)
+    line = go.Scatter(
+        x=x, y=list(middle), name=name, mode="lines+markers", line={"color": shade, "dash": plots.dash(name, names)}
+    )
+    return [band, line.update(hovertemplate=hover, legendgroup=name)]
 
 
 def _plane(figure: go.Figure, title: str) -> go.Figure:

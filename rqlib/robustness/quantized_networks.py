@@ -1,7 +1,7 @@
 """Quantized networks under attack: what may be claimed of them, and what they keep on several sets of images.
 
 Rounding has no gradient, so a quantized network is attacked through a straight-through gradient. `quantized` doubts
-that one such attack is strong enough and tries three. `study` takes one attack as given and applies it to real and
+that one such attack is strong enough and tries three. `on_sets` takes one attack as given and applies it to real and
 generated images: does a network lose its robustness on generated images as it does on real ones?
 (`prediction.relative` and `prediction.agreement` judge the answer.)
 """
@@ -22,6 +22,7 @@ from rqlib.core.vocabulary import Attack
 from rqlib.measures import evaluate
 from rqlib.prediction.published import FLOAT
 from rqlib.quantization import Format, calibration, fake_quantize, parse, post_training
+from rqlib.robustness import random_networks
 
 CLEAN = "clean"
 
@@ -45,7 +46,8 @@ def quantized(
     - transfer: the float network is attacked, and the images are given to the quantized one;
     - minimum: the share of images that withstand all three.
 
-    Everything is computed in float32.
+    Everything is computed in float32. Of a network that draws noise, gradients are averaged over 20 draws, and ten
+    fresh predictions vote.
 
     Args:
         formats: `quantization.Format` or their names.
@@ -63,11 +65,11 @@ def quantized(
 def _three_ways(network: nn.Module, name: str, twin: nn.Module, images: Tensor, labels: Tensor, attack: Attack) -> dict:
     """One row of `quantized`."""
     climbed = {"masked": network, "everywhere": fake_quantize.unmasked(network), "transfer": twin}
-    attacks = {way: _climbing(source, attack) for way, source in climbed.items()}
-    right = {way: evaluate.correct(network, images, labels, attack=one) for way, one in attacks.items()}
+    attacks = {way: _climbing(source, random_networks.Averaged(attack)) for way, source in climbed.items()}
+    right = {way: random_networks.correct(network, images, labels, attack=one) for way, one in attacks.items()}
     shares = {way: mask.float().mean().item() for way, mask in right.items()}
     minimum = torch.stack([*right.values()]).all(0).float().mean().item()
-    clean = measures.accuracy(network, images, labels, attack=none)
+    clean = random_networks.correct(network, images, labels, attack=none).float().mean().item()
     return {"format": name, "clean": clean, **shares, "minimum": minimum}
 
 
@@ -76,7 +78,7 @@ def _climbing(source: nn.Module, attack: Attack) -> Attack:
     return lambda model, x, y: attack(source, x, y)
 
 
-def study(
+def on_sets(
     model: nn.Module,
     formats: Iterable[Format | str],
     calibration_images: Tensor,
@@ -99,11 +101,11 @@ def study(
     Args:
         sets: name -> images uint8 (N, C, H, W) and labels (N,).
         attacks: name -> attack; ``clean``, no attack, is added.
-        checkpoint: file of the finished rows; an interrupted study goes on from it.
+        checkpoint: file of the finished rows; an interrupted evaluation goes on from it.
         formats, calibration_images, granularity, ranges, nonnegative, bias: as in `quantization.sweep`.
 
     Raises:
-        ValueError: as `quantization.ptq`; the checkpoint is of another study.
+        ValueError: as `quantization.ptq`; the checkpoint is of another evaluation.
     """
     attacks = {CLEAN: None, **attacks}
     identity = {
@@ -113,7 +115,7 @@ def study(
         **{f"attack {name}": str(in_words(attack)) for name, attack in attacks.items()},
         "options": [granularity, ranges, nonnegative, bias],
     }
-    state = Resumable(checkpoint, identity, kind="study")
+    state = Resumable(checkpoint, identity, kind="evaluation on sets")
     rows = state.load().get("rows", {})
     wanted = [FLOAT, *(parse(one).name for one in formats)]
     with runtime.exact():
@@ -130,7 +132,7 @@ def study(
 
 
 def _scores(network: nn.Module, sets, attacks, batch_size: int) -> dict[str, float]:
-    """The accuracies of one row of `study`."""
+    """The accuracies of one row of `on_sets`."""
     return {
         f"{name}_{under}": measures.accuracy(network, *images, attack=attack, batch_size=batch_size)
         for name, images in sets.items()

@@ -101,7 +101,11 @@ def confusion_matrix(counts: Tensor, classes: tuple[str, ...], *, title: str) ->
 
 def feature_maps(maps: Tensor, *, title: str) -> go.Figure:
     """The channels (channels, H, W) of one layer for one image in reading order, each scaled to its own range."""
+    return mosaic(as_images(maps), side=54, title=title)
+
+
+def as_images(maps: Tensor) -> Tensor:
+    """Feature maps (channels, H, W) as gray images uint8 (channels, 1, h, w), each scaled to its own range."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     scaled = ((maps - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)[:, None]
-    scaled = F.interpolate(scaled, scale_factor=max(1, 48 // maps.shape[-1]), mode="nearest")
-    return mosaic(scaled, side=54, title=title)
+    return F.interpolate(scaled, scale_factor=max(1, 48 // maps.shape[-1]), mode="nearest")

@@ -171,7 +171,7 @@ def _epoch(training: _Training, dataset, objective: Objective, attack, after_ste
     return {
         "epoch": epoch + 1,
         "loss": loss,
-        **_validate(training.scored, dataset.validation, attack),
+        **validate(training.scored, dataset.validation, attack),
         "lr": training.optimizer.param_groups[0]["lr"],
         "seconds": seconds,
         "images_per_second": len(dataset.train.labels) / seconds,
@@ -180,7 +180,7 @@ def _epoch(training: _Training, dataset, objective: Objective, attack, after_ste
 
 def _unchanged(training: _Training, dataset, attack) -> dict:
     """The row of a network that is only scored; it has no training loss."""
-    row = {"epoch": 0, **_validate(training.scored, dataset.validation, attack)}
+    row = {"epoch": 0, **validate(training.scored, dataset.validation, attack)}
     return row | {"lr": 0.0, "seconds": 0.0, "images_per_second": float("nan")}
 
 
@@ -210,7 +210,7 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
             if training.average is not None:
                 training.average.update_parameters(model)
             if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
-                _check_finite(losses, epoch, training.resumable.path)
+                check_finite(losses, epoch, training.resumable.path)
     return torch.stack(losses).mean().item()
 
 
@@ -239,7 +239,7 @@ def _batch_of_one_explained(images: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dict:
+def validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dict:
     """Loss and accuracy on validation images, and accuracy under the attack if there is one."""
     if not len(split.labels):
         return {"validation_loss": None, "validation_accuracy": None}
@@ -254,7 +254,7 @@ def _validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dic
     return row
 
 
-def _check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
+def check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
     """Raise if one of the last losses is not finite."""
     checked = max(0, len(losses) - _CHECK_LOSS_EVERY)
     bad = (~torch.isfinite(torch.stack(losses[checked:]))).nonzero() + checked

@@ -1,4 +1,4 @@
-"""The same training with several seeds, one after another: `each_seed`."""
+"""The same training with several seeds: together on a GPU, one after another on a CPU: `each_seed`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -7,9 +7,11 @@ from pandas import DataFrame
 from torch import nn
 
 from rqlib import data
+from rqlib.core import runtime
 from rqlib.core.vocabulary import Attack, Objective
 from rqlib.training.loop import fit
 from rqlib.training.recipes import Recipe
+from rqlib.training.together import fit_together
 
 
 def each_seed(
@@ -22,7 +24,10 @@ def each_seed(
     attack: Attack | None = None,
     keep: Callable[[str], Path] | None = None,
 ) -> Iterator[tuple[int, nn.Module, DataFrame]]:
-    """Train one network per seed by `fit`; yields (seed, network, history).
+    """Train one network per seed; yields (seed, network, history).
+
+    On a CPU `fit` trains one after another: all at once were measured to take 1.4 to 2.8 times as long. On a GPU
+    `fit_together` trains them as one, unless the recipe averages weights.
 
     Args:
         make: seed -> network with random weights of that seed.
@@ -32,7 +37,15 @@ def each_seed(
     Raises:
         As `fit`.
     """
+    seeds = list(seeds)
+    path = (lambda name: None) if keep is None else keep
+    if len(seeds) > 1 and runtime.active().device.type == "cuda" and recipe.epochs and recipe.ema_decay is None:
+        networks = [runtime.active().place(make(seed)) for seed in seeds]
+        options = {"attack": attack, "checkpoint": path("together.pt")}
+        histories = fit_together(networks, dataset, objective, recipe, seeds, **options)
+        yield from zip(seeds, networks, histories, strict=True)
+        return
     for seed in seeds:
         network = make(seed)
-        checkpoint = None if keep is None else keep(f"seed{seed}.pt")
-        yield seed, network, fit(network, dataset, objective, recipe, attack=attack, checkpoint=checkpoint, seed=seed)
+        options = {"attack": attack, "checkpoint": path(f"seed{seed}.pt"), "seed": seed}
+        yield seed, network, fit(network, dataset, objective, recipe, **options)

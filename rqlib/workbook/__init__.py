@@ -1,9 +1,10 @@
 """Runs of notebooks: the network they open, their parameters and results, batch runs, reports."""
 
 from rqlib.workbook.chance import beside_chance
+from rqlib.workbook.defended_runs import defended
 from rqlib.workbook.opening import network, others
 from rqlib.workbook.recording import Run
 from rqlib.workbook.results import collect, find, finished
 from rqlib.workbook.seeds import with_other_seeds
 
-__all__ = ["Run", "beside_chance", "collect", "find", "finished", "network", "others", "with_other_seeds"]
+__all__ = ["Run", "beside_chance", "collect", "defended", "find", "finished", "network", "others", "with_other_seeds"]

@@ -96,8 +96,8 @@ def test_networks_measured_before_are_read_from_a_file(tmp_path):
 
 def test_recorded_rows_begin_with_the_float_network_and_hold_every_format():
     lost = pandas.DataFrame({"format": ["INT_8", "INT_4"], "accuracy": [0.9, 0.5]})
-    study = pandas.DataFrame({"format": ["FP32", "INT_4", "POT_4"], "test_clean": [0.95, 0.5, 0.6]})
-    rows = migration.rows(lost.assign(dataset="digits", model="net", width=1.0, seed=None), study)
+    attacked = pandas.DataFrame({"format": ["FP32", "INT_4", "POT_4"], "test_clean": [0.95, 0.5, 0.6]})
+    rows = migration.rows(lost.assign(dataset="digits", model="net", width=1.0, seed=None), attacked)
     assert list(rows) == ["format", "test_clean", "accuracy", "dataset", "model", "width", "seed"]
     assert rows.format.tolist() == ["FP32", "INT_8", "INT_4", "POT_4"]
     assert rows.model.tolist() == ["net"] * 4

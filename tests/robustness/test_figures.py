@@ -1,8 +1,12 @@
 import pandas
+import pytest
 import torch
+from scipy import stats
 from torch import nn
 
-from rqlib.robustness import figures
+from rqlib import robustness
+from rqlib.robustness import figures, study_claims
+from tests import made_up_study
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -67,3 +71,48 @@ def test_quantized_bars_have_one_group_for_each_format():
     figure = figures.quantized_bars(pandas.DataFrame([{"format": "INT_8"} | row, {"format": "INT_4"} | row]))
     assert list(figure.data[-1].y) == [0.35, 0.35]
     assert list(figure.data[-1].x) == ["INT_8", "INT_4"]
+
+
+def test_losses_of_variants_are_those_of_one_radius():
+    log = made_up_study.history(seeds=2)
+    figure = figures.losses_of_variants(pandas.concat([log, log.assign(trained_255=4.0, loss=9.0)]), 8.0)
+    lines = [trace for trace in figure.data if trace.fill is None]
+    assert [line.name for line in lines] == list(robustness.VARIANTS)
+    own = log[log.variant == "Q+A"].pivot(index="epoch", columns="seed", values="loss")
+    assert list(lines[4].y) == list(own.mean(axis=1))
+    band = figure.data[8]
+    assert max(band.y) == own.max().max()
+
+
+def test_bars_before_and_after_have_corrected_stars_and_intervals():
+    table = made_up_study.table(seeds=5, radii=(4.0, 8.0))
+    tests = robustness.families(table)
+    figure = figures.before_and_after(table, tests)
+    clean, robust = figure.data[2:4]
+    assert (clean.name, robust.name) == ("clean accuracy", "robust accuracy")
+    rows = table[(table.variant == "A+R") & (table.epsilon_255 == 8)].robust_accuracy
+    place = list(robust.x).index("A+R")
+    low, high = stats.t.interval(0.95, 4, rows.mean(), rows.std() / 5**0.5)
+    assert robust.y[place] == rows.mean()
+    assert robust.error_y.array[place] == pytest.approx((high - low) / 2)
+    found = tests[(tests.variant == "A+R") & (tests.epsilon_255 == 8)].set_index("family").stars
+    assert robust.text[place] == found[study_claims.ROBUST] != ""
+    assert clean.text[place] == found[study_claims.CLEAN] == ""
+    assert robust.text[list(robust.x).index("original")] == ""
+    one = figures.before_and_after(made_up_study.table(seeds=1), robustness.families(made_up_study.table(seeds=1)))
+    assert one.data[0].error_y.array[0] is None
+
+
+def test_success_against_epsilon_has_a_band_over_seeds():
+    table = made_up_study.table()
+    figure = figures.success_against_epsilon(table)
+    line, band = figure.data[1], figure.data[0]
+    assert line.name == "original"
+    assert list(line.x) == [4, 8, 12, 16]
+    assert line.y[0] == table[(table.variant == "original") & (table.epsilon_255 == 4)].success_rate.mean()
+    assert min(band.y) < line.y[0] < line.y[3] < max(band.y)
+
+
+def test_feature_maps_have_a_row_for_each_variant():
+    figure = figures.feature_maps_of({"original": torch.rand(3, 4, 4), "RSE": torch.rand(9, 4, 4)})
+    assert list(figure.layout.yaxis.ticktext) == ["original", "RSE"]

@@ -51,7 +51,7 @@ def test_unmasked_gradients_pass_where_the_range_is_left():
 def test_accuracies_are_those_of_the_quantized_networks():
     both = sets()
     images = both["trained"].images
-    rows = robustness.study(network(), ["INT_3", "FLOAT_3_E1", "INT_8"], images, both, ATTACKS)
+    rows = robustness.on_sets(network(), ["INT_3", "FLOAT_3_E1", "INT_8"], images, both, ATTACKS)
     assert rows.format.tolist() == ["FP32", "INT_3", "FLOAT_3_E1", "INT_8"]
     assert list(rows)[1:] == ["test_clean", "test_pgd", "trained_clean", "trained_pgd"]
     small = quantization.ptq(network(), "INT_3", images)
@@ -63,14 +63,16 @@ def test_accuracies_are_those_of_the_quantized_networks():
     assert (rows.test_pgd < rows.test_clean).all()
 
 
-def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
-    both, path = sets(20), tmp_path / "study.pt"
-    study = partial(robustness.study, network(), calibration_images=both["test"].images, sets=both, checkpoint=path)
-    study(["INT_4"], attacks=ATTACKS)
+def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
+    both, path = sets(20), tmp_path / "sets.pt"
+    evaluate = partial(
+        robustness.on_sets, network(), calibration_images=both["test"].images, sets=both, checkpoint=path
+    )
+    evaluate(["INT_4"], attacks=ATTACKS)
     scored, accuracy = [], measures.accuracy
     monkeypatch.setattr(measures, "accuracy", lambda *args, **more: scored.append(1) or accuracy(*args, **more))
     again = {"pgd": partial(ATTACKS["pgd"].func, **ATTACKS["pgd"].keywords)}
-    assert len(study(["INT_4", "INT_8"], attacks=again)) == 3
+    assert len(evaluate(["INT_4", "INT_8"], attacks=again)) == 3
     assert len(scored) == 4, "one format on two sets, clean and attacked"
 
 
@@ -80,13 +82,13 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
         ({"calibration_images": torch.empty(0, 1, 8, 8)}, "expected calibration images, got none"),
         ({"formats": ["INT_80"]}, "INT_80"),
         ({"formats": ["INT_8"], "granularity": "row"}, "expected granularity tensor | channel, got 'row'"),
-        ({"attacks": {"pgd": partial(ATTACKS["pgd"], steps=9)}}, "belongs to another study: attack pgd"),
+        ({"attacks": {"pgd": partial(ATTACKS["pgd"], steps=9)}}, "belongs to another evaluation on sets: attack pgd"),
     ],
 )
-def test_bad_studies_say_what_was_expected(tmp_path, options, words):
+def test_bad_evaluations_say_what_was_expected(tmp_path, options, words):
     given = {"formats": [], "calibration_images": pictures(5)[0], "sets": sets(5), "attacks": ATTACKS}
     if "attacks" in options:
-        given["checkpoint"] = tmp_path / "study.pt"
-        robustness.study(network(), **given)
+        given["checkpoint"] = tmp_path / "sets.pt"
+        robustness.on_sets(network(), **given)
     with pytest.raises(ValueError, match=re.escape(words)):
-        robustness.study(network(), **(given | options))
+        robustness.on_sets(network(), **(given | options))

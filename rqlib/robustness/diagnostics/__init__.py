@@ -16,6 +16,7 @@ from rqlib import attacks
 from rqlib.attacks import ascent
 from rqlib.core import runtime
 from rqlib.core.projections import Ball
+from rqlib.defenses import noise
 from rqlib.robustness.diagnostics import gradients, sanity, strength
 from rqlib.robustness.diagnostics.case import SKIP, Case, Finding
 
@@ -84,6 +85,9 @@ def diagnose(
 ) -> pandas.DataFrame:
     """Check how far the robust accuracy of a network under PGD can be believed; everything is computed in float32.
 
+    A random self-ensemble is checked as one draw per forward pass: its gradients are averaged by ``eot_samples``, at
+    least 20, and its answer is that of the mean of ten draws.
+
     Args:
         x, y: images (N, C, H, W) float32 in [0, 1] and labels (N,); a few hundred images are enough.
         ball, step_size, steps, eot_samples: the PGD whose figure is to be believed (`attacks.pgd`); the step size is
@@ -106,6 +110,7 @@ def diagnose(
     if not len(x):
         raise ValueError("expected at least one image to check, got none")
     place = runtime.active().place
+    model = noise.with_members(model, 1) if isinstance(model, noise.SelfEnsemble) else model
     length = attacks.pace(ball, steps)["step_size"] if step_size is None else step_size
     case = Case(
         *(place(model), place(x), place(y)),

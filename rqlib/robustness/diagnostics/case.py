@@ -17,9 +17,8 @@ from rqlib.core import runtime
 from rqlib.core.projections import Ball
 from rqlib.core.vocabulary import Attack
 from rqlib.robustness import plane
+from rqlib.robustness.random_networks import EOT_SAMPLES
 
-EOT_SAMPLES = 20
-"""A gradient of a randomized network is averaged over at least this number of draws."""
 PREDICTIONS = 10
 """Number of fresh forwards by which a randomized network is scored."""
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
