@@ -24,8 +24,8 @@ def defend(
     """A copy of a network with these defenses, to be trained with them.
 
     Args:
-        activation: what every ReLU becomes, such as ``DTReLU_4`` (`activations.parse`). A ReLU that is called in several
-            places keeps one range for all of them.
+        activation: what every ReLU becomes, such as ``DTReLU_4`` (`activations.parse`). A ReLU that is called in
+            several places keeps one range for all of them.
         weight_format: how the weights of all convolution and linear layers are rounded at every step, such as
             ``range_8`` (`quantized_weights.parse`); `core.parametrizations.bake` makes the rounded weights plain.
         noise_std: of the noise on the pixels, in pixels of [0, 1], and half of it before the other convolutions; above
