@@ -1,8 +1,12 @@
 """What makes a network harder to fool, and how far can a perturbation be stretched?"""
 
+from rqlib.defenses.activation_costs import costs
+from rqlib.defenses.activation_signals import curves, signals, started
 from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU
 from rqlib.defenses.defended import defend
 from rqlib.defenses.gram import orthogonality
+from rqlib.defenses.known_mistakes import levels_left
+from rqlib.defenses.measured_ratios import ratios
 from rqlib.defenses.network_bounds import certified_radius, lipschitz
 from rqlib.defenses.noise import add_noise, majority, with_members
 from rqlib.defenses.penalties import named as penalty
@@ -14,12 +18,18 @@ __all__ = [
     "DTReLU",
     "add_noise",
     "certified_radius",
+    "costs",
+    "curves",
     "defend",
+    "levels_left",
     "lipschitz",
     "majority",
     "norm_bound",
     "operator_norm",
     "orthogonality",
     "penalty",
+    "ratios",
+    "signals",
+    "started",
     "with_members",
 ]

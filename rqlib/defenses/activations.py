@@ -155,6 +155,9 @@ class DDTReLU(nn.Module):
         return f"{len(self.raw_widths) + 1} levels"
 
 
+FEW_LEVELS = (DTReLU, DDTReLU, AveragedRange)
+"""Activations whose output takes 2^N values."""
+
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "DTReLU": DTReLU,
     "DDTReLU": DDTReLU,
@@ -211,8 +214,8 @@ class _FakeQuantized(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> Tensor:
-        span, _, rounded = _placed(x, lower, upper, steps)
-        return lower + span * rounded
+        span, t = _placed(x, lower, upper)
+        return torch.addcmul(lower, span, _rounded(t, steps))
 
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
@@ -222,20 +225,27 @@ class _FakeQuantized(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
         x, lower, upper = context.saved_tensors
-        _, t, rounded = _placed(x, lower, upper, context.steps)
-        below, above = (t < 0).to(t), (t > 1).to(t)
-        inside = 1 - below - above
-        error = (t - rounded) * inside
-        by_lower = (gradient * (below + error)).sum_to_size(lower.shape)
-        by_upper = (gradient * (above - error)).sum_to_size(upper.shape)
-        return gradient * inside, by_lower, by_upper, None
+        _, t = _placed(x, lower, upper)
+        by_x = torch.where(t == t.clamp(0, 1), gradient, 0)
+        if not any(context.needs_input_grad[1:3]):
+            return by_x, None, None, None
+        by_upper = gradient * _rounded(t, context.steps) - by_x * t
+        by_lower = gradient - by_x - by_upper if context.needs_input_grad[1] else None
+        by_lower, by_upper = (
+            None if by is None else by.sum_to_size(end.shape) for by, end in ((by_lower, lower), (by_upper, upper))
+        )
+        return by_x, by_lower, by_upper, None
 
 
-def _placed(x: Tensor, lower: Tensor, upper: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(b - a, place t of x in the range [0, 1], t clipped and rounded to a level)."""
+def _placed(x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """(b - a, place of x in the range, which is [0, 1] there)."""
     span = (upper - lower).clamp(min=torch.finfo(x.dtype).tiny)
-    t = (x - lower) / span
-    return span, t, (steps * t.clamp(0, 1)).round() / steps
+    return span, (x - lower) / span
+
+
+def _rounded(t: Tensor, steps: int) -> Tensor:
+    """The nearest of ``steps + 1`` levels from 0 to 1."""
+    return t.clamp(0, 1).mul_(steps).round_().div_(steps)
 
 
 def stairs(x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
@@ -248,7 +258,7 @@ class _Stairs(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, start: Tensor, widths: Tensor) -> Tensor:
-        return torch.searchsorted(_knots(start, widths)[:-1] + widths / 2, x.contiguous()).to(x.dtype)
+        return torch.searchsorted(knots_of(start, widths)[:-1] + widths / 2, x.contiguous()).to(x.dtype)
 
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
@@ -257,7 +267,7 @@ class _Stairs(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
         x, start, widths = context.saved_tensors
-        knots, count = _knots(start, widths), len(widths)
+        knots, count = knots_of(start, widths), len(widths)
         piece = torch.searchsorted(knots, x.contiguous()) - 1  # in [0, K) between two knots
         inside = (piece >= 0) & (piece < count)
         piece = piece.clamp(0, count - 1)
@@ -268,7 +278,7 @@ class _Stairs(torch.autograd.Function):
         return slope, -sums.sum(), -later - weighted
 
 
-def _knots(start: Tensor, widths: Tensor) -> Tensor:
+def knots_of(start: Tensor, widths: Tensor) -> Tensor:
     """B_0, ..., B_K."""
     return start + torch.cat([torch.zeros_like(widths[:1]), widths.cumsum(0)])
 

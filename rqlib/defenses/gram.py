@@ -18,7 +18,8 @@ def orthogonality(model: nn.Module, form: str = "cosine") -> Tensor:
     """The mean over the hidden layers of a penalty divided by m^2: a scalar that is differentiable in the weights.
 
     The last layer, which writes the logits, is not penalized. A BatchNorm that follows a layer undoes any scale of its
-    rows, so W is the weight with that BatchNorm folded in; its statistics carry no gradient.
+    rows, so W is the weight with that BatchNorm folded in; its statistics carry no gradient. Of normalizations that
+    cannot be folded a warning tells, unless the form is ``cosine``, which does not see scales.
 
     Args:
         form: how a matrix is penalized, each a squared Frobenius norm:
@@ -43,6 +44,8 @@ class Orthogonality:
         if form not in FORMS:
             raise ValueError(did_you_mean("form of orthogonality", form, FORMS))
         self.form, self.layers = FORMS[form], hidden_layers(model)
+        if form != "cosine":
+            self.layers.warn_of_loose(form)
 
     def __call__(self, model: nn.Module) -> Tensor:
         weights = [matrix(folded_weight(*found)) for found in self.layers.of(model)]

@@ -46,13 +46,19 @@ def lipschitz(model: nn.Module, image_shape: tuple[int, ...], *, fold: bool = Tr
     Raises:
         ValueError: torch.fx cannot trace the network; an operation whose constant is not known (it is named).
     """
+    walker = walked(model, image_shape, fold=fold)
+    return pandas.DataFrame(walker.rows, columns=["name", "norm", "constant", "offset"])
+
+
+def walked(model: nn.Module, image_shape: tuple[int, ...], *, fold: bool = True) -> "Walker":
+    """The graph of a network (``module``), with the bound of every node (``bounds``), as `lipschitz`."""
     images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
     make = derived.folded if fold else derived.traced
     network = model if isinstance(model, fx.GraphModule) else make(model, images)
     with runtime.evaluating(network), torch.no_grad():
-        walker = _Walker(network)
+        walker = Walker(network)
         walker.run(images[:1])
-    return pandas.DataFrame(walker.rows, columns=["name", "norm", "constant", "offset"])
+    return walker
 
 
 @torch.no_grad()
@@ -131,7 +137,7 @@ _FUNCTIONS: dict[str, float] = dict.fromkeys(
 ) | {"sigmoid": 0.25, "hardsigmoid": 1 / 6, "hardswish": 1.5, "silu": 1.0999, "gelu": 1.1290, "mish": 1.0885}
 
 
-class _Walker(fx.Interpreter):
+class Walker(fx.Interpreter):
     """Runs a network on one image and notes the bound of every signal."""
 
     def __init__(self, network: fx.GraphModule):
@@ -145,7 +151,7 @@ class _Walker(fx.Interpreter):
         if node.op == "placeholder":
             self.bounds[node] = Bound(1.0)
         elif node.op == "output":
-            self.bounds[node] = bounds[0]
+            self.bounds[node] = self.logits = bounds[0]
         elif bounds and node.target not in (getattr, "size", "dim"):
             norm, bound = self._behind(node, value, bounds)
             self.bounds[node] = bound

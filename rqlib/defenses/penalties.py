@@ -34,6 +34,7 @@ class Spectral:
 
     def __init__(self, model: nn.Module, image_shape: tuple[int, ...], *, seed: int = 0):
         self.layers, self.shapes, self.seed = hidden_layers(model), {}, seed
+        self.layers.warn_of_loose("spectral")
         with runtime.evaluating(model), torch.no_grad(), layers.watching(model, self.layers.names, self._note):
             model(torch.zeros(1, *image_shape).to(next(model.parameters())))
         self.restart()

@@ -11,6 +11,7 @@ from rqlib import data
 from rqlib.core import derived, layers, parametrizations, runtime
 from rqlib.core.entry import classifier
 from rqlib.core.vocabulary import check_pixels
+from rqlib.defenses.activations import FEW_LEVELS
 from rqlib.quantization import observers, points
 from rqlib.quantization.observers import Range
 
@@ -149,7 +150,7 @@ def _warn_of_other_layers(network: nn.Module) -> None:
         f"{name} ({type(module).__name__ if type(module) is not nn.Module else 'its weight is used without a call'})"
         for name, module in network.named_modules()
         if not layers.is_weighted(module)
-        and not isinstance(module, layers.NORMALIZATIONS)
+        and not isinstance(module, (*layers.NORMALIZATIONS, *FEW_LEVELS))
         and any(True for _ in module.parameters(recurse=False))
     ]
     if others:

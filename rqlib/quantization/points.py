@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from rqlib.core import layers
+from rqlib.defenses.activations import FEW_LEVELS
 from rqlib.quantization import in_place
 
 ACTIVATION = "activation"  # belongs to the operation before it
@@ -35,7 +36,7 @@ _MODULES = {
     NORMALIZATION: layers.NORMALIZATIONS,
     AVERAGE: tuple(getattr(nn, name) for name in _POOLS),
     ACTIVATION: (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid)
-    + (nn.SiLU, nn.GELU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus),
+    + (nn.SiLU, nn.GELU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, *FEW_LEVELS),
     KEEP: (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
     + (nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ChannelShuffle, nn.PixelShuffle),
 }

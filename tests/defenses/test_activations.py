@@ -128,6 +128,47 @@ def test_the_average_moves_towards_the_largest_value_and_stands_still_in_eval_mo
     assert layer.upper.item() == pytest.approx(0.9 * 2 + 0.1 * 4)
 
 
+@pytest.mark.parametrize("name", ["DTReLU_3", "DTReLU_lower_3", "DDTReLU_3", "jacob_ema_3"])
+def test_stacks_of_networks(name):
+    """Values and gradients of three sets of parameters at once equal those of one after the other."""
+    torch.manual_seed(0)
+    layers = [activations.parse(name)() for _ in range(3)]
+    for layer in layers:
+        layer(torch.rand(2, 3, 8, 8) * torch.rand(()) * 5)
+        layer.eval()
+    x, layer = torch.randn(3, 2, 3, 8, 8) * 2, layers[0]
+
+    def loss(parameters, buffers, x):
+        y = torch.func.functional_call(layer, parameters | buffers, (x,))
+        return (y * y).sum(), y
+
+    stacked = torch.func.stack_module_state(layers)
+    gradients, values = torch.vmap(torch.func.grad(loss, has_aux=True))(*stacked, x)
+    for place, one in enumerate(layers):
+        expected, y = torch.func.grad(loss, has_aux=True)(
+            dict(one.named_parameters()), dict(one.named_buffers()), x[place]
+        )
+        torch.testing.assert_close(values[place], y)
+        torch.testing.assert_close({key: value[place] for key, value in gradients.items()}, expected)
+
+
+@pytest.mark.parametrize("name", ["DTReLU_4", "DTReLU_8", "DDTReLU_4", "jacob_ema_4"])
+def test_under_bfloat16_a_level_is_found_in_float32(name):
+    """A level of a bfloat16 signal is that of the same numbers in float32, and the range learns in float32."""
+    torch.manual_seed(0)
+    layer = activations.parse(name)()
+    layer(torch.rand(2, 3, 8, 8) * 3)
+    layer.eval()
+    x = (torch.randn(4, 3, 8, 8) * 2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x.requires_grad_())
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, layer(x.float()).bfloat16())
+    for parameter in layer.parameters():
+        assert not parameter.requires_grad or parameter.grad.dtype == torch.float32
+
+
 def test_names():
     assert repr(activations.parse("DTReLU_4")()) == "DTReLU(16 levels)"
     assert activations.parse("DTReLU_lower_2")().lower.requires_grad
