@@ -1,9 +1,10 @@
 """What 8 and 4 bits cost ten networks of different make here, and in onnxruntime's own static quantization.
 
-    python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE
+    python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE           3,000 test images
+    python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE 10000     8 bits by default, on so many test images
 
 IMAGES and FOLDER as for `benchmarks.networks`, which trains the ten. The rows go to TABLE, a CSV file. Both sides
-see the same 256 calibration images and are scored on the same 3,000 test images. onnxruntime runs without graph
+see the same 256 calibration images and are scored on the same test images. onnxruntime runs without graph
 optimization, so that it computes what its quantized file says, on any processor.
 """
 
@@ -39,18 +40,19 @@ class _Reader(peer.CalibrationDataReader):
         return None if batch is None else {"pixels": batch.numpy()}
 
 
-def rows(name: str, folder: Path, images: data.ImageDataset) -> list[dict]:
-    """The rows of one network."""
+def rows(name: str, folder: Path, images: data.ImageDataset, count: int, *, default_only: bool) -> list[dict]:
+    """The rows of one network on ``count`` test images; of ours only those of 8 bits by default, or all."""
     source = {key: value for key, value in SOURCES[name].items() if key != "epochs"}
     model, about = workbook.network(source.pop("network"), images, weights=folder / f"{name}.pt", **source)
-    test, calibration = images.test.take(TEST_IMAGES), images.calibration(CALIBRATION_IMAGES)
+    test, calibration = images.test.take(count), images.calibration(CALIBRATION_IMAGES)
     with runtime.exact():
         score = functools.partial(_ours, model, calibration, test)
         found = [{"by": "float", "accuracy": measures.accuracy(model, *test)}]
         for granularity in ("tensor", "channel"):
-            for ranges in ("mse", "minmax", "percentile"):
+            for ranges in ("mse",) if default_only else ("mse", "minmax", "percentile"):
                 found.append(score("INT_8", granularity, ranges, "unsigned"))
-            found += [score("INT_4", granularity, "mse", nonnegative) for nonnegative in ("unsigned", "signed")]
+            for nonnegative in () if default_only else ("unsigned", "signed"):
+                found.append(score("INT_4", granularity, "mse", nonnegative))
             found += [_theirs(model, calibration, test, granularity, ranges) for ranges in OBSERVERS]
     return [{"network": name, "images": images.title, **row} for row in found]
 
@@ -116,20 +118,21 @@ def summary(table: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.concat([same, ahead], axis=1).groupby(["granularity", "ranges"]).agg(["mean", "min"])
 
 
-def main(archive: str, folder: str, target: str) -> None:
+def main(archive: str, folder: str, target: str, count: str = "") -> None:
     runtime.use("cpu", "float32")
     images = data.load(f"imagefolder:{archive}")
     found: list[dict] = []
     for name in SOURCES:
-        found += rows(name, Path(folder), images)
-        print(pandas.DataFrame(found[-15:]).drop(columns="images").to_string(index=False), flush=True)
+        found += rows(name, Path(folder), images, int(count or TEST_IMAGES), default_only=bool(count))
+        of_this = [row for row in found if row["network"] == name]
+        print(pandas.DataFrame(of_this).drop(columns="images").to_string(index=False), flush=True)
     described = machine.describe()
     table = pandas.DataFrame(found).assign(
         calibration_images=CALIBRATION_IMAGES,
-        test_images=TEST_IMAGES,
+        test_images=int(count or TEST_IMAGES),
         machine=f"{described['processor']}, {described['cores']} cores, torch {described['torch']}",
         onnxruntime=onnxruntime.__version__,
-        command="python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE",
+        command=f"python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE {count}".rstrip(),
     )
     with files.atomic(Path(target)) as part:
         table.to_csv(part, index=False, float_format="%.5g")

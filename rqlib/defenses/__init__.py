@@ -1,7 +1,7 @@
 """What makes a network harder to fool, and how far can a perturbation be stretched?"""
 
 from rqlib.defenses.activation_costs import costs
-from rqlib.defenses.activation_signals import curves, signals, started
+from rqlib.defenses.activation_signals import curves, first_signal, signals, started
 from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU
 from rqlib.defenses.defended import defend
 from rqlib.defenses.gram import orthogonality
@@ -21,6 +21,7 @@ __all__ = [
     "costs",
     "curves",
     "defend",
+    "first_signal",
     "levels_left",
     "lipschitz",
     "majority",

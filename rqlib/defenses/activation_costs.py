@@ -12,7 +12,7 @@ from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU, knots_of
 
 
 def costs(
-    *, bits: int = 4, elements: Sequence[int] = tuple(4**power for power in range(5, 12)), least_seconds: float = 0.05
+    *, bits: int = 4, elements: Sequence[int] = tuple(4**power for power in range(5, 10)), least_seconds: float = 0.05
 ) -> pandas.DataFrame:
     """Seconds for the forward and backward pass of every kind of activation, on the device in use.
 

@@ -36,6 +36,18 @@ def signals(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+def first_signal(model: nn.Module, x: Tensor) -> tuple[str, Tensor]:
+    """(name, values) of the first of `signals`; of a network without such a module, values of N(0, 1).
+
+    Args:
+        x: images (B, C, H, W) in [0, 1].
+    """
+    try:
+        return next(iter(signals(model, x).items()))
+    except ValueError:
+        return "no ReLU module; N(0, 1)", torch.randn(100_000, generator=runtime.rng(0))
+
+
 def started(names: Iterable[str], signal: Tensor) -> dict[str, nn.Module]:
     """Fresh activations, in eval mode, whose range comes from a signal (values,) as from the first batch of a training.
 

@@ -7,6 +7,7 @@ from rqlib.robustness.plane import decision_slice, loss_surface
 from rqlib.robustness.quantized_networks import on_sets, quantized
 from rqlib.robustness.random_networks import eot_samples
 from rqlib.robustness.seeing import convolution_outputs
+from rqlib.robustness.stretching import guaranteed, stretched
 from rqlib.robustness.study_claims import claims, families, hidden_by_noise, leak
 from rqlib.robustness.transferring import transfer
 from rqlib.robustness.withstanding import battery
@@ -24,6 +25,7 @@ __all__ = [
     "eot_samples",
     "families",
     "geometries",
+    "guaranteed",
     "hidden_by_noise",
     "histories",
     "leak",
@@ -31,6 +33,7 @@ __all__ = [
     "on_sets",
     "one_seed",
     "quantized",
+    "stretched",
     "study",
     "transfer",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rqlib.core import plots, runtime
 from rqlib.data import datasets
+from rqlib.defenses.figures import bound_over_measured as bound_over_measured
 from rqlib.robustness import study_claims
 from rqlib.robustness.defense_study import VARIANTS
 from rqlib.training.figures import as_images

@@ -57,7 +57,8 @@ class Certified:
             where b falls from 1 to 0 while the radius grows.
         shi: initialization and regularizer of Shi et al. 2021 (arXiv 2103.12270); without them short trainings by IBP
             end at chance.
-        clean: final weight of the cross-entropy of clean images, which falls from 1; 0 leaves it out from the start.
+        clean: final weight of the cross-entropy of clean images, which falls from 1 (Gowal et al. 2018,
+            arXiv 1810.12715: 0.5); 0 leaves it out from the start.
         part: boxes have the radius ``part`` times the ball's and lie around images that PGD finds in the rest of the
             ball (SABR: Müller et al. 2023, arXiv 2210.04871). With 1 they are the ball.
         attacked: weight of the cross-entropy of images under PGD, beside the certified loss, which gets the rest
@@ -283,7 +284,7 @@ NOISY = {"gaussian": gaussian, "consistency": consistency}
 
 CERTIFIED = {
     "ibp": Certified,
-    "ibp_plain": partial(Certified, shi=False, clean=0.5),
+    "ibp_plain": partial(Certified, shi=False),
     "crown_ibp": partial(Certified, bound="crown_ibp"),
     "crown_ibp_plain": partial(Certified, bound="crown_ibp", shi=False),
     "sabr": partial(Certified, part=0.4),

@@ -1,4 +1,4 @@
-"""Figures of images, of what a network costs, of its training, its errors and its feature maps."""
+"""Figures of images, of what a network costs, of its training, its errors, its feature maps and its activations."""
 
 import plotly.graph_objects as go
 import torch
@@ -8,6 +8,8 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from rqlib.core.plots import PALETTE, SCALE, mosaic, picture, strip
+from rqlib.defenses.figures import activation_curves as activation_curves
+from rqlib.defenses.figures import cost_against_size as cost_against_size
 
 
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], *, title: str) -> go.Figure:
