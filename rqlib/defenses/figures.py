@@ -86,7 +86,9 @@ def bound_over_measured(rows: DataFrame, *, title: str = "Bound against measured
 
 
 def _line(name: str, *, wide: bool = False) -> dict:
-    """Color and dash of an activation, by its kind; a wide DTReLU is seen behind others."""
+    """Color and dash of an activation, by its kind; a wide DTReLU is seen behind others, a trained one before them."""
+    if name.endswith("trained"):
+        return {"color": plots.PALETTE[3], "dash": "dot", "width": 3}
     kind = next((kind for kind in sorted(ORDER, key=len, reverse=True) if name.startswith(kind)), name)
     dash = "dot" if name.endswith("loop") else "dash" if kind == "jacob_ema" else "solid"
     shade = plots.PALETTE[6] if kind == "ReLU" else plots.color(kind, ORDER[1:])
