@@ -1,5 +1,8 @@
 """What can be proved of a network in a ball around every image?"""
 
 from rqlib.certification.bounds import certified, crown, crown_ibp, ibp, symbolic
+from rqlib.certification.cascade import cascade as certify
+from rqlib.certification.cascade import ladder
+from rqlib.certification.smoothing import smooth
 
-__all__ = ["certified", "crown", "crown_ibp", "ibp", "symbolic"]
+__all__ = ["certified", "certify", "crown", "crown_ibp", "ibp", "ladder", "smooth", "symbolic"]

@@ -36,7 +36,7 @@ def ibp(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float) -> Tensor:
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float, slope: str = "adaptive") -> Tensor:
     """Margins by one backward pass between bounds from boxes, or those of `ibp` where they are better; differentiable.
 
-    Arguments and errors as `ibp`; ``slope`` as `linear_bounds.margins`. Source: Zhang et al. 2020, arXiv 1906.06316.
+    Arguments and errors as `ibp`; ``slope`` as `lines.around`. Source: Zhang et al. 2020, arXiv 1906.06316.
     """
     steps, box = _prepared(model, x, epsilon)
     found = boxes.propagate(steps, box)
@@ -60,17 +60,27 @@ def symbolic(model: nn.Module, x: Tensor, y: Tensor, *, epsilon: float) -> Tenso
     return crown(model, x, y, epsilon=epsilon, slope="same")
 
 
-@torch.no_grad()
 def certified(model: nn.Module, x: Tensor, margins: Tensor) -> Tensor:
     """Whether each image is certified (B,), bool: its least margin exceeds what float32 may have rounded away."""
+    return margins.amin(1) > slack(model, x)
+
+
+@torch.no_grad()
+def slack(model: nn.Module, x: Tensor) -> Tensor:
+    """What a margin of each image (B,) must exceed: `SLACK` times its largest logit, or 1."""
     with runtime.evaluating(model):
-        largest = model(x).abs().amax(1).clamp(min=1)
-    return margins.amin(1) > SLACK * largest
+        return SLACK * model(x).abs().amax(1).clamp(min=1)
+
+
+def check_classes(steps: list[Step]) -> None:
+    """Raise unless there are logits of at least two classes."""
+    if len(steps[-1].shape) != 1 or steps[-1].shape[0] < 2:
+        shape = ", ".join(map(str, steps[-1].shape))
+        raise ValueError(f"expected logits of at least 2 classes, got {shape}: one class has no margin")
 
 
 def _prepared(model: nn.Module, x: Tensor, epsilon: float) -> tuple[list[Step], Box]:
     box = boxes.of_images(x, epsilon)
     steps = programs.program(model, tuple(x.shape[1:]))
-    if steps[-1].shape[0] < 2:
-        raise ValueError(f"expected logits of at least 2 classes, got {steps[-1].shape[0]}: one class has no margin")
+    check_classes(steps)
     return steps, box

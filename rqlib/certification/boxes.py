@@ -26,9 +26,14 @@ def of_images(x: Tensor, epsilon: float) -> Box:
     Raises:
         ValueError: a radius outside [0, 1].
     """
+    check_radius(epsilon)
+    return Box((x - epsilon).clamp_(min=0), (x + epsilon).clamp_(max=1))
+
+
+def check_radius(epsilon: float) -> None:
+    """Raise unless a radius lies in [0, 1]."""
     if not 0 <= epsilon <= 1:
         raise ValueError(f"expected a radius epsilon in [0, 1], in pixels, got {epsilon}")
-    return Box((x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1))
 
 
 def propagate(steps: list[Step], box: Box) -> list[Box]:
@@ -37,10 +42,27 @@ def propagate(steps: list[Step], box: Box) -> list[Box]:
     A layer maps center c and radius r to ``W c + b`` and ``|W| r``. Steps that increase or decrease with each of their
     values, such as ReLU, max-pool, clipping and rounding to a number format, are applied to both ends, exactly.
     """
-    found = [box]
-    for step in steps[1:]:
+    first = programs.start(steps)
+    found = [box] + [_scaled(steps[1 : first + 1], box)] * first
+    for step in steps[first + 1 :]:
         found.append(_behind(step, [found[source] for source in step.sources]))
     return found
+
+
+def _scaled(steps: list[Step], box: Box) -> Box:
+    """The box behind affine functions of single values, all at once."""
+    if not steps:
+        return box
+
+    def apply(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step.apply(x)
+        return x
+
+    constant, pull = torch.func.vjp(apply, box.low.new_zeros(1, *steps[0].shape))
+    (slope,) = pull(torch.ones_like(constant))
+    ends = [torch.addcmul(constant, end, slope) for end in box]
+    return Box(*ends) if (slope >= 0).all() else Box(torch.minimum(*ends), torch.maximum(*ends))
 
 
 def refined(steps: list[Step], found: list[Box], changed: int) -> list[Box]:
@@ -57,6 +79,8 @@ def _behind(step: Step, sources: list[Box]) -> Box:
     if step.kind == programs.LAYER:
         return _through_layer(step.module, sources[0])
     ends = [step.apply(*end) for end in zip(*sources, strict=True)]
+    if step.kind in programs.INCREASING:
+        return Box(*ends)
     return Box(torch.minimum(*ends), torch.maximum(*ends))
 
 
@@ -76,15 +100,16 @@ def margins(steps: list[Step], boxes: list[Box], y: Tensor) -> Tensor:
 
 
 def _merged(layer: nn.Linear, box: Box, y: Tensor) -> Tensor:
-    center, radius = (box.high + box.low) / 2, (box.high - box.low) / 2
+    center = torch.lerp(*box, 0.5)
+    radius = box.high - center
     rows = layer.weight[y][:, None] - layer.weight  # (B, K, n)
-    found = torch.einsum("bkn,bn->bk", rows, center) - torch.einsum("bkn,bn->bk", rows.abs(), radius)
+    found = (torch.bmm(center.unsqueeze(1), rows.mT) - torch.bmm(radius.unsqueeze(1), rows.abs().mT)).squeeze(1)
     return found if layer.bias is None else found + layer.bias[y][:, None] - layer.bias
 
 
 def _through_layer(layer: nn.Module, box: Box) -> Box:
-    center, radius = (box.high + box.low) / 2, (box.high - box.low) / 2
-    weight, bias = layer.weight, layer.bias
+    center = torch.lerp(*box, 0.5)
+    radius, weight, bias = box.high - center, layer.weight, layer.bias
     if isinstance(layer, nn.Linear):
         center, radius = F.linear(center, weight, bias), F.linear(radius, weight.abs())
     else:

@@ -13,21 +13,25 @@ from torch import Tensor, fx, nn
 from rqlib.core import derived, layers, runtime
 from rqlib.defenses.noise import is_randomized
 
-IMAGE, LAYER, LINEAR, ADD, MONOTONE = "image", "layer", "linear", "add", "monotone"
+IMAGE, LAYER, SCALE, LINEAR, RESHAPE = "image", "layer", "scale", "linear", "reshape"
+ADD, MONOTONE = "add", "monotone"
 RELU, CLIP, ROUND, MAX = CURVES = "relu", "clip", "round", "max"
-"""Kinds of steps. LAYER is a convolution or linear layer. LINEAR is any other affine map in which each result increases
-with every value that it reads, or decreases, or does not depend on it. MONOTONE maps single values and has bounds in
-boxes only. CURVES are what linear bounds replace by two lines."""
+"""Kinds of steps. LAYER is a convolution or linear layer. SCALE maps every value by an affine function of its own, such
+as BatchNorm. LINEAR is any other affine map in which each result increases with every value that it reads, or does not
+depend on it; RESHAPE keeps all values in their order. MONOTONE maps single values and has bounds in boxes only. CURVES
+are what linear bounds replace by two lines."""
+
+INCREASING = (LINEAR, RESHAPE, ADD, *CURVES)
+"""Kinds in which no result decreases with a value that it reads."""
 
 _LINEAR_MODULES = (
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Unflatten),
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d, nn.ChannelShuffle, nn.PixelShuffle),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    *(nn.ZeroPad2d, nn.ChannelShuffle, nn.PixelShuffle),
 )
+_RESHAPING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 _MONOTONE_MODULES = (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.Softplus, nn.Hardsigmoid)
-_LINEAR_NAMES = (
-    *("flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "getitem"),
-    *("cat", "concat", "mean", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "to", "float"),
-)
+_LINEAR_NAMES = ("permute", "transpose", "getitem", "cat", "concat", "mean", "avg_pool2d", "adaptive_avg_pool2d")
+_RESHAPING_NAMES = ("flatten", "reshape", "view", "contiguous", "squeeze", "unsqueeze", "dropout", "to", "float")
 _MONOTONE_NAMES = ("sigmoid", "tanh", "leaky_relu", "softplus", "hardsigmoid")
 _SEVERAL = ("chunk", "split")
 _ADDITIONS = ("add", "iadd", "add_")
@@ -58,6 +62,21 @@ class Step:
     limits: tuple[float, float] = UNLIMITED
 
 
+def start(steps: list[Step]) -> int:
+    """Number of the last step up to which every value of the image is only mapped by an affine function of its own.
+
+    The box of that step is exact, so nothing is gained by going back farther.
+    """
+    number = 0
+    while number + 1 < len(steps):
+        readers = [reader for reader, step in enumerate(steps) if number in step.sources]
+        after = steps[number + 1]
+        if readers != [number + 1] or after.kind != SCALE or after.shape != steps[number].shape:
+            break
+        number += 1
+    return number
+
+
 def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     """The steps of a network from the image (number 0) to the logits (the last).
 
@@ -71,8 +90,17 @@ def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
     network = model if isinstance(model, fx.GraphModule) else derived.folded(model, images)
     with runtime.evaluating(network), torch.no_grad():
-        reader = _Reader(network)
-        reader.run(images[:1])
+        return read(network, images[:1])
+
+
+def read(network: fx.GraphModule, image: Tensor) -> list[Step]:
+    """The steps of a graph, in eval mode, from running it on one image (1, C, H, W). The steps share its layers.
+
+    Raises:
+        ValueError: a step has no bounds (it is named).
+    """
+    reader = _Reader(network)
+    reader.run(image)
     return reader.steps
 
 
@@ -106,14 +134,21 @@ class _Reader(fx.Interpreter):
 
     def _step(self, node: fx.Node, value: Tensor, sources: tuple[int, ...]) -> Step:
         module = self.module.get_submodule(node.target) if node.op == "call_module" else None
-        kind, limits = _of_operation(node, len(sources)) if module is None else _of_module(module)
+        signals = [source for source in node.all_input_nodes if source in self.numbers]
+        kind, limits = _of_operation(node, signals) if module is None else _of_module(module)
         if kind is None:
-            what = _name(node) if module is None else type(module).__name__
+            what = _name(node) if module is None else f"{type(module).__name__}{' with hooks' * _is_hooked(module)}"
             raise ValueError(
                 f"no bounds are known for {what} ({node.name}); known are convolutions, linear layers, BatchNorm, "
                 "ReLU, clips, rounding, pools, sums, concatenations. Randomized smoothing certifies any network"
             )
-        return Step(node.name, kind, sources, self._function(node), tuple(value.shape[1:]), module, limits)
+        shape = tuple(value.shape[1:])
+        apply = self._function(node) if module is None else module
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            apply = nn.Identity()  # also while the network is trained
+        if _name(node) in ("iadd", "add_") or getattr(module, "inplace", False):
+            apply = _out_of_place(apply)
+        return Step(node.name, kind, sources, apply, shape, module, limits)
 
     def _function(self, node: fx.Node) -> Callable[..., Tensor]:
         """The operation as a function of the signals that it reads."""
@@ -123,8 +158,6 @@ class _Reader(fx.Interpreter):
         def apply(*values: Tensor) -> Tensor:
             known = constants | dict(zip(signals, values, strict=True))
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda part: known[part])
-            if node.op == "call_module":
-                return self.module.get_submodule(node.target)(*args, **kwargs)
             if node.op == "call_method":
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
             return node.target(*args, **kwargs)
@@ -135,23 +168,34 @@ class _Reader(fx.Interpreter):
         return lambda *values: make(*values)[node.args[1]]
 
 
+def _out_of_place(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same operation, which leaves what it reads as it is."""
+    return lambda *values: apply(*(value.clone() for value in values))
+
+
 def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _of_operation(node: fx.Node, signals: int) -> tuple[str | None, tuple[float, float]]:
+def _of_operation(node: fx.Node, signals: list[fx.Node]) -> tuple[str | None, tuple[float, float]]:
     """(kind, limits of a clip) of a function or method; None if no bounds are known."""
     name = _name(node)
     if name in ("relu", "relu_"):
         return RELU, UNLIMITED
     if name in ("relu6", "hardtanh", "clamp", "clip"):
         return CLIP, _limits(name, node)
-    if name in _ARITHMETIC and signals == 1:
-        return LINEAR, UNLIMITED
+    if name in _ARITHMETIC and len(signals) == 1:
+        return (SCALE if _is_affine(name, node, *signals) else None), UNLIMITED
     if name in _ADDITIONS and not node.kwargs:
         return ADD, UNLIMITED
-    kinds = {LINEAR: _LINEAR_NAMES, MONOTONE: _MONOTONE_NAMES}
+    kinds = {LINEAR: _LINEAR_NAMES, RESHAPE: _RESHAPING_NAMES, MONOTONE: _MONOTONE_NAMES}
     return next((kind for kind, names in kinds.items() if name in names), None), UNLIMITED
+
+
+def _is_affine(name: str, node: fx.Node, signal: fx.Node) -> bool:
+    """Whether arithmetic with one signal is affine in it: it is no square and no divisor."""
+    places = [number for number, part in enumerate(node.args) if part is signal]
+    return places == [0] if name in ("truediv", "div") else len(places) == 1 and not node.kwargs
 
 
 def _limits(name: str, node: fx.Node) -> tuple[float, float]:
@@ -164,8 +208,15 @@ def _limits(name: str, node: fx.Node) -> tuple[float, float]:
     return own[0] if low is None else float(low), own[1] if high is None else float(high)
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether the layer may compute something else than its kind."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _of_module(module: nn.Module) -> tuple[str | None, tuple[float, float]]:
     """(kind, limits of a clip) of a module; None if no bounds are known."""
+    if _is_hooked(module):
+        return None, UNLIMITED
     if layers.is_weighted(module):
         return LAYER, UNLIMITED
     if isinstance(module, nn.ReLU6 | nn.Hardtanh):
@@ -174,6 +225,7 @@ def _of_module(module: nn.Module) -> tuple[str | None, tuple[float, float]]:
         reach = float(module.format.max * module.scale)
         return ROUND, (-reach if module.format.signed else 0.0, reach)
     if layers.is_batchnorm(module) and module.running_mean is not None:
-        return LINEAR, UNLIMITED
-    kinds = {RELU: nn.ReLU, MAX: nn.MaxPool2d, LINEAR: _LINEAR_MODULES, MONOTONE: _MONOTONE_MODULES}
+        return SCALE, UNLIMITED
+    kinds = {RELU: nn.ReLU, MAX: nn.MaxPool2d, LINEAR: _LINEAR_MODULES, RESHAPE: _RESHAPING_MODULES}
+    kinds[MONOTONE] = _MONOTONE_MODULES
     return next((kind for kind, types in kinds.items() if isinstance(module, types)), None), UNLIMITED

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rqlib import certification, defenses, quantization
-from rqlib.certification import boxes, linear_bounds, programs
+from rqlib import attacks, certification, defenses, quantization
+from rqlib.certification import boxes, linear_bounds, lines, patches, programs
 from rqlib.certification.boxes import Box
 from tests.networks import COLOR, narrow
 
@@ -27,9 +27,9 @@ def interval(network: nn.Module, box: Box, slope: str | None = None) -> tuple[fl
     found = boxes.propagate(steps, box)
     if slope is None:
         return found[-1].low.item(), found[-1].high.item()
-    rows, owner = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-    lower = linear_bounds._lower(steps, found, len(steps) - 1, rows, owner, slope)
-    return lower[0].item(), -lower[1].item()
+    rows, owner = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    lower = linear_bounds._lower(steps, found, len(steps) - 1, rows[None], owner, slope)
+    return lower[0, 0].item(), -lower[0, 1].item()
 
 
 TOY = nn.Sequential(linear([[1, 1], [1, 2]], [0.5, 0]), nn.ReLU(), linear([[1, -1]], [0])).eval()
@@ -94,7 +94,7 @@ def test_a_convolutional_network(epsilon):
     assert network(x)[0].tolist() == pytest.approx([-0.347125, -0.474375, 0.265313], abs=1e-6)
     steps, box = programs.program(network, (1, 6, 6)), boxes.of_images(x, epsilon)
     found = boxes.propagate(steps, box)
-    tight, parallel = (linear_bounds.tightened(steps, box, slope=slope) for slope in linear_bounds.SLOPES)
+    tight, parallel = (linear_bounds.tightened(steps, box, slope=slope) for slope in lines.SLOPES)
     margins = (
         boxes.margins(steps, found, y),
         linear_bounds.margins(steps, found, y),
@@ -132,29 +132,129 @@ class Everything(nn.Module):
         return self.logits(torch.relu(self.hidden(x)))
 
 
+def smallest_seen(network: nn.Module, box: Box, y: Tensor, count: int = 200) -> Tensor:
+    """The smallest margins (B, K) of ``count`` images inside each box and as many of its corners."""
+    worst = torch.full((len(y), network(box.low).shape[1]), torch.inf)
+    for corners in (False, True):
+        shares = torch.rand(count, *box.low.shape)
+        images = box.low + (box.high - box.low) * (shares.round() if corners else shares)
+        logits = network(images.flatten(0, 1)).unflatten(0, (count, -1))
+        margins = logits.gather(2, y.view(1, -1, 1).expand(count, -1, 1)) - logits
+        worst = torch.minimum(worst, margins.amin(0))
+    return worst
+
+
+def is_violated(margins: Tensor, worst: Tensor, y: Tensor) -> bool:
+    """Whether an image was seen whose margin is below its bound."""
+    return bool((margins.scatter(1, y[:, None], 0.0) > worst + 1e-5).any())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("format", [None, "INT_4", "INT_8", "POT_4", "FLOAT_8_E4"])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_image_in_the_ball_violates_a_bound(seed, format):
     network, epsilon = Everything(seed).eval(), (0.01, 0.05, 0.2)[seed]
+    if seed == 1:  # a mask
+        network.last.weight.data *= torch.rand_like(network.last.weight) < 0.3
     if format:
         calibration = torch.randint(256, (32, 3, 12, 12), dtype=torch.uint8)
         network = quantization.ptq(network, format, calibration)
     x = torch.rand(2, 3, 12, 12)
     y = network(x).argmax(1)
-    box = boxes.of_images(x, epsilon)
-    worst = torch.full((2, 4), torch.inf)
-    with torch.no_grad():
-        for corners in (False, True):
-            shares = torch.rand(200, *x.shape)
-            images = box.low + (box.high - box.low) * (shares.round() if corners else shares)
-            logits = network(images.flatten(0, 1)).view(200, 2, 4)
-            margins = logits.gather(2, y.view(1, 2, 1).expand(200, 2, 1)) - logits
-            worst = torch.minimum(worst, margins.amin(0))
-        found = {name: method(network, x, y, epsilon=epsilon) for name, method in METHODS.items()}
+    worst = smallest_seen(network, boxes.of_images(x, epsilon), y)
+    found = {name: method(network, x, y, epsilon=epsilon) for name, method in METHODS.items()}
     for name, margins in found.items():
-        finite = margins.scatter(1, y[:, None], 0.0)
-        assert (finite <= worst + 1e-5).all(), name
+        assert not is_violated(margins, worst, y), name
     assert (found["crown_ibp"] >= found["ibp"] - 1e-6).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mistake", ["none", "extremes of the batch", "unmerged as merged"])
+def test_a_wrong_bound_is_caught(mistake):
+    network, epsilon = narrow("CNN_small"), 0.05
+    x = torch.full((4, *COLOR.shape), 0.5)
+    y = network(x).argmax(1)
+    steps, ball = programs.program(network, COLOR.shape), boxes.of_images(x, epsilon)
+    box = ball
+    if mistake == "extremes of the batch":
+        box = Box(*(end.clamp(x.min(), x.max()) for end in ball))
+    found = boxes.propagate(steps, box)
+    margins = linear_bounds.margins(steps, linear_bounds.tightened(steps, box), y)
+    if mistake == "unmerged as merged":
+        low = found[-1].low
+        margins = (low.gather(1, y[:, None]) - low).scatter(1, y[:, None], torch.inf)
+    worst = torch.minimum(smallest_seen(network, ball, y), _attacked(network, x, y, epsilon))
+    assert is_violated(margins, worst, y) == (mistake != "none")
+
+
+def _attacked(network: nn.Module, x: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    """The margins (B, K) of images under PGD."""
+    ball = attacks.Linf(epsilon)
+    logits = network(attacks.pgd(network, x, y, ball=ball, **attacks.pace(ball, 20), loss="margin"))
+    return logits.gather(1, y[:, None]) - logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("slope", lines.SLOPES)
+def test_patches_give_the_bounds_of_whole_images(monkeypatch, slope):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, (3, 2), 1, (1, 0)), nn.Hardtanh(-1, 1))
+    network += nn.Sequential(nn.Conv2d(5, 6, 2, 2, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3))
+    steps = programs.program(network, (3, 13, 13))
+    box = boxes.of_images(torch.rand(3, 3, 13, 13), 0.1)
+    assert [patches.fit(steps, number) for number in (3, 5)] == [True, True]
+    close = linear_bounds.tightened(steps, box, slope=slope)
+    monkeypatch.setattr(patches, "fit", lambda *_: False)
+    for one, other in zip(close, linear_bounds.tightened(steps, box, slope=slope), strict=True):
+        assert torch.allclose(one.low, other.low, atol=1e-5)
+        assert torch.allclose(one.high, other.high, atol=1e-5)
+
+
+@torch.no_grad()
+def test_only_wanted_margins_are_bounded():
+    network, x = narrow("CNN_small"), torch.rand(5, *COLOR.shape)
+    y = network(x).argmax(1)
+    steps = programs.program(network, COLOR.shape)
+    found = boxes.propagate(steps, boxes.of_images(x, 0.01))
+    wanted = torch.rand(5, 10) < 0.3
+    whole, some = linear_bounds.margins(steps, found, y), linear_bounds.margins(steps, found, y, wanted=wanted)
+    own = torch.arange(10) == y[:, None]
+    assert torch.allclose(some[wanted | own], whole[wanted | own], atol=1e-5)
+    assert (some[~(wanted | own)] == -torch.inf).all()
+
+
+class InPlace(nn.Module):
+    """A network whose steps write into what they read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        x += 0.1
+        return self.last(self.relu(x))
+
+
+def test_steps_leave_what_they_read():
+    network, x, y = InPlace().eval(), torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
+    plain = nn.Sequential(nn.Flatten(), network.first, nn.ReLU(), network.last)
+    plain[1].bias.data += 0.1
+    expected = [method(plain, x, y, epsilon=0.2) for method in METHODS.values()]
+    plain[1].bias.data -= 0.1
+    for method, margins in zip(METHODS.values(), expected, strict=True):
+        assert torch.allclose(method(network, x, y, epsilon=0.2), margins, atol=1e-5)
+
+
+class Squared(nn.Module):
+    """Arithmetic of a signal with itself, and a division by it, which are not affine."""
+
+    def __init__(self, divides: bool):
+        super().__init__()
+        self.divides, self.layer = divides, nn.Linear(3072, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x.flatten(1))
+        return 1 / x if self.divides else x * x
 
 
 def test_closer_methods_certify_more():
@@ -176,6 +276,11 @@ def test_a_rounded_box_is_exact():
     for low, high, expected in ((0.4, 1.8, (1 / 3, 1)), (1.3, 1.8, (1, 1))):
         box = boxes.propagate([image, step], Box(torch.tensor([[low]]), torch.tensor([[high]])))[-1]
         assert (box.low.item(), box.high.item()) == pytest.approx(expected)
+    half_a_step_outside = 1.3 - 1 / 6, 1.8 + 1 / 6  # of the ends, not clipped
+    seen = quantizer(torch.linspace(1.3, 1.8, 50))
+    assert box.low <= seen.min()
+    assert seen.max() <= box.high
+    assert seen.min() < half_a_step_outside[0]
 
 
 def test_unmerged_margins_are_looser():
@@ -223,6 +328,8 @@ def _run(network: nn.Module, epsilon: float = 0.01) -> Tensor:
         (lambda: _run(narrow("LeNet"), -0.1), "expected a radius epsilon in [0, 1], in pixels, got -0.1"),
         (lambda: _run(narrow("LeNet"), 8), "expected a radius epsilon in [0, 1], in pixels, got 8"),
         (lambda: _run(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Softmax(1))), "no bounds are known for Softmax"),
+        (lambda: _run(Squared(divides=False)), "no bounds are known for mul (mul)"),
+        (lambda: _run(Squared(divides=True)), "no bounds are known for truediv (truediv)"),
         (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))), "expected logits of at least 2 classes, got 1"),
         (lambda: _run(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4), nn.Tanh())), "boxes (ibp) are, and randomized"),
         (lambda: _run(nn.Sequential(Activated(3), nn.Flatten(), nn.Linear(3072, 4)).eval()), "known for Activated"),
