@@ -54,8 +54,8 @@ def fit(
     0 epochs only scores the network: one row, with the epoch 0 and without a loss.
 
     Args:
-        objective: (model, x, y) -> loss, called in train mode. If it has a method ``begin_epoch(model, epoch,
-            epochs)``, this is called before every epoch, with the number of whole epochs done.
+        objective: (model, x, y) -> loss, called in train mode. If it has a method ``begin_epoch(model, epoch, epochs,
+            steps)``, this is called before every epoch, with the number of whole epochs done.
         attack: under which the validation images are also scored (column ``validation_robust_accuracy``); the
             column ``overfitting`` then says how this accuracy has developed (`overfitting.flag`).
         after_step: called with the model after every optimizer step, for example to project its weights.
@@ -81,7 +81,7 @@ def fit(
     modes = {module: module.training for module in model.modules()}
     try:
         for epoch in runtime.progress(range(training.epoch, recipe.epochs), "epochs"):
-            objectives.begin(objective, model, epoch, recipe.epochs)
+            objectives.begin(objective, model, epoch, recipe.epochs, steps_of_an_epoch(dataset, recipe))
             training.add(_epoch(training, dataset, objective, attack, after_step, epoch))
             training.remember(keep)
             if after_epoch is not None:
@@ -189,12 +189,11 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
     model, recipe, policy = training.model.train(), training.recipe, runtime.active()
     rng = runtime.rng(training.seed, epoch)
     augment = dataset.augment if recipe.augment else None
-    least = min(_LEAST_BATCH, recipe.batch_size)
-    steps = len(slices(len(dataset.train.labels), recipe.batch_size, least))
+    steps = steps_of_an_epoch(dataset, recipe)
     losses: list[Tensor] = []
     with torch.random.fork_rng():
         torch.manual_seed(rng.initial_seed())
-        order = {"least": least, "shuffle": True, "augment": augment, "rng": rng}
+        order = {"least": min(_LEAST_BATCH, recipe.batch_size), "shuffle": True, "augment": augment, "rng": rng}
         batches = data.batches(*dataset.train, recipe.batch_size, **order)
         for step, (x, y) in enumerate(batches):
             for group in training.optimizer.param_groups:
@@ -212,6 +211,11 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
             if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
                 check_finite(losses, epoch, training.resumable.path)
     return torch.stack(losses).mean().item()
+
+
+def steps_of_an_epoch(dataset: data.ImageDataset, recipe: Recipe) -> int:
+    """The number of batches of one epoch."""
+    return len(slices(len(dataset.train.labels), recipe.batch_size, min(_LEAST_BATCH, recipe.batch_size)))
 
 
 def _say_joined(images: int, batch_size: int) -> None:

@@ -16,6 +16,7 @@ from rqlib import attacks
 from rqlib.core import runtime
 from rqlib.core.projections import Linf
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
+from rqlib.training.certified_objectives import CERTIFIED, NOISY
 
 
 def natural(model: nn.Module, x: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -102,15 +103,15 @@ class Penalized:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return self.objective(model, x, y) + self.strength * self.penalty(model)
 
-    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
+    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
         """Called by `fit`: what objective and penalty remember is forgotten, so that a resumed training is the same."""
-        begin(self.objective, model, epoch, epochs)
+        begin(self.objective, model, epoch, epochs, steps)
         getattr(self.penalty, "restart", lambda: None)()
 
 
-def begin(objective: Objective, model: nn.Module, epoch: int, epochs: int) -> None:
-    """Tell an objective that has a method ``begin_epoch`` which epoch begins, counted from 0, and of how many."""
-    getattr(objective, "begin_epoch", lambda *_: None)(model, epoch, epochs)
+def begin(objective: Objective, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
+    """Tell an objective with a method ``begin_epoch`` which epoch begins, counted from 0, of how many, of how many steps."""
+    getattr(objective, "begin_epoch", lambda *_: None)(model, epoch, epochs, steps)
 
 
 def penalized(objective: Objective, penalty: Callable[[nn.Module], Tensor] | None, strength: float) -> Objective:
@@ -133,17 +134,21 @@ ROBUST = {
 }
 """Name -> objective that attacks the images it trains on; ``n_fgsm`` attacks them by one noisy step."""
 
-OBJECTIVES = {"natural": natural, "smoothed": smoothed} | ROBUST
+OBJECTIVES = {"natural": natural, "smoothed": smoothed} | NOISY | ROBUST
 
 
 def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:
     """An objective by name, with its settings bound; ``attack`` is given to those in `ROBUST` only.
 
+    Those in `certified_objectives.CERTIFIED`, which minimize a bound of the loss, need the setting ``epsilon``.
+
     Raises:
         ValueError: unknown name; a robust objective without an attack.
     """
+    if name in CERTIFIED:
+        return CERTIFIED[name](**settings)
     if name not in OBJECTIVES:
-        raise ValueError(did_you_mean("objective", name, OBJECTIVES))
+        raise ValueError(did_you_mean("objective", name, OBJECTIVES | CERTIFIED))
     if name not in ROBUST:
         return partial(OBJECTIVES[name], **settings)
     if attack is None:

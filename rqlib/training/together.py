@@ -51,7 +51,7 @@ def fit_together(
         penalties = [copy.deepcopy(objective) for _ in networks]
     for epoch in runtime.progress(range(len(training.histories[0]), recipe.epochs), "epochs"):
         for one in penalties or [objective]:
-            objectives.begin(one, training.stack, epoch, recipe.epochs)
+            objectives.begin(one, training.stack, epoch, recipe.epochs, loop.steps_of_an_epoch(dataset, recipe))
         started = time.perf_counter()
         loss = _epoch(training, dataset, objective, penalties, recipe, epoch)
         training.stack.unstack(networks)
@@ -106,7 +106,7 @@ def _epoch(training: _Together, dataset, objective, penalties: list[Penalized], 
     stack, policy = training.stack.train(), runtime.active()
     inner: Callable = objective.objective if penalties else objective
     batches = zip(*(_batches(dataset, recipe, seed, epoch) for seed in training.seeds), strict=True)
-    steps = len(data.datasets.slices(len(dataset.train.labels), recipe.batch_size, 2))
+    steps = loop.steps_of_an_epoch(dataset, recipe)
     losses: list[Tensor] = []
     for step, parts in enumerate(batches):
         x, y = (torch.cat([part[which] for part in parts]) for which in (0, 1))

@@ -146,3 +146,10 @@ def test_n_fgsm_takes_one_noisy_step_and_is_validated_under_pgd():
     moved = attacks.noisy_fgsm(model, x, y, ball=projections.Linf(0.1))
     torch.testing.assert_close(objective(model, x, y), objectives.natural(model, moved, y))
     assert attack.keywords["steps"] == 3
+
+
+def test_objectives_that_minimize_a_bound_have_names():
+    assert objectives.named("ibp", epsilon=0.1).epsilon == 0.1
+    assert objectives.named("gaussian", sigma=0.1)(network().eval(), *batch()).isfinite()
+    with pytest.raises(ValueError, match="did you mean 'crown_ibp'"):
+        objectives.named("crown_ipb", epsilon=0.1)
