@@ -12,7 +12,8 @@ import pandas
 from pandas import DataFrame
 
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.measures import paired_tests
+from rqlib.measures import paired_tests, significance
+from rqlib.measures.significance import corrected
 from rqlib.robustness.defense_study import VARIANTS
 from rqlib.training.variants import LEAKY
 
@@ -94,7 +95,9 @@ def families(table: DataFrame) -> DataFrame:
         warnings.warn("; ".join(dict.fromkeys(str(one.message) for one in said)), stacklevel=2)
     if left_out:
         warnings.warn(f"no such tests, for want of networks: {'; '.join(left_out)}", stacklevel=2)
-    return _family_first(pandas.concat(parts, ignore_index=True)) if parts else DataFrame(columns=["family"])
+    if not parts:
+        parts = [corrected(DataFrame(columns=["family", "epsilon_255", *significance.COLUMNS, "stars"]))]
+    return _family_first(pandas.concat(parts, ignore_index=True))
 
 
 def claims(tests: DataFrame) -> DataFrame:

@@ -110,7 +110,7 @@ class Penalized:
 
 
 def begin(objective: Objective, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
-    """Tell an objective with a method ``begin_epoch`` which epoch begins, counted from 0, of how many, of how many steps."""
+    """Tell an objective with a method ``begin_epoch`` which epoch begins (from 0), of how many, and its steps."""
     getattr(objective, "begin_epoch", lambda *_: None)(model, epoch, epochs, steps)
 
 

@@ -44,7 +44,7 @@ def test_a_bound_below_a_ratio_is_an_error(monkeypatch):
 def test_a_network_without_a_bound_is_named_and_left_out():
     x, y = robust_networks.images(4)
     noisy = defenses.defend(networks()["original"], noise_std=0.1)
-    with pytest.warns(UserWarning, match="no bound is known of: {'RSE': "):
+    with pytest.warns(UserWarning, match="no bound is known of: {'RSE': 'expected a network that draws no noise"):
         assert robustness.stretched({"RSE": noisy}, x, y).empty
     with pytest.warns(UserWarning, match="no bound is known of"):
         assert robustness.guaranteed({"RSE": noisy}, x, y).empty

@@ -148,3 +148,11 @@ def test_made_up_figures_are_as_in_a_study():
     assert len(NINE) == 9 * 10 * 4
     assert NINE[NINE.variant == "RSE"].trained_255.isna().all()
     assert made_up_study.history().variant.nunique() == 9
+
+
+@pytest.mark.filterwarnings("ignore:no such tests")
+def test_a_study_of_one_variant_has_no_tests_and_no_claim_is_tested():
+    found = robustness.families(table(variants=["original"]))
+    assert found.empty
+    assert set(study_claims.claims(found).left) == {"not tested"}
+    assert study_claims.leak(found).empty
