@@ -14,7 +14,7 @@ from rqlib.workbook import results
 
 
 def defended(patterns: Sequence[str]) -> list[Trained]:
-    """Every network of the finished runs of `01_train` whose folders match, in the order variant, radius, seed.
+    """Every network of the finished runs of `01_train` whose folders match, once, in the order variant, radius, seed.
 
     Args:
         patterns: of the names of folders, with ``*`` for anything; none of them for no networks.
@@ -23,7 +23,7 @@ def defended(patterns: Sequence[str]) -> list[Trained]:
         FileNotFoundError: a pattern matches nothing; the message says where was looked.
     """
     finished = results.finished("01_train") if patterns else []
-    folders = [folder for pattern in patterns for folder in _matching(pattern, finished)]
+    folders = dict.fromkeys(folder for pattern in patterns for folder in _matching(pattern, finished))
     paths = [path for folder in folders for path in (folder / "checkpoint.pt", *folder.glob("seed*/checkpoint.pt"))]
     return sorted(map(_trained, paths), key=lambda one: (one.variant, f"{one.epsilon_255:8.2f}", one.seed))
 

@@ -38,8 +38,8 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
     rows = results.collect(notebook)
     rows = rows if "seed" in rows else rows.assign(seed=0)  # 03_fit draws nothing
-    provenance = pandas.DataFrame([_provenance(record) for record in records])
-    rows = rows.merge(provenance, on="run", validate="many_to_one")
+    where = pandas.DataFrame([provenance(record) for record in records])
+    rows = rows.merge(where, on="run", validate="many_to_one")
     numeric = [name for name in rows.select_dtypes("number") if name not in parameters]
     apart = {*numeric, *WHERE, "seed"}
     settings = [name for name in rows if name not in apart and rows[name].nunique(dropna=False) > 0]
@@ -48,11 +48,12 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     spread = spread.loc[:, spread.fillna(0).any()]
     parts = [grouped.seed.nunique().rename("seeds"), grouped[numeric].mean(), spread]
     table = pandas.concat(parts, axis=1).reset_index()
-    last = [name for name in provenance if name != "run"]
+    last = [name for name in where if name != "run"]
     return table[[name for name in table if name not in last] + last]
 
 
-def _provenance(record: dict) -> dict:
+def provenance(record: dict) -> dict:
+    """Where a finished run was computed: run, machine, computed_in, torch."""
     machine, policy = record["machine"], record["policy"]
     processor = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
     run = record["folder"].relative_to(results.outputs_folder()).as_posix()

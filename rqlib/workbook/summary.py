@@ -2,6 +2,7 @@
 
 python -m rqlib.workbook.summary                                        every finished run, its key figures and report
 python -m rqlib.workbook.summary --table NOTEBOOK CSV --command TEXT    its rows, mean and spread over the seeds
+python -m rqlib.workbook.summary --part NOTEBOOK NAME CSV --command TEXT    the tables NAME.parquet of its runs
 """
 
 import argparse
@@ -44,15 +45,45 @@ def write_table(notebook: str, path: Path, command: str) -> pandas.DataFrame:
     return table
 
 
+def write_part(notebook: str, name: str, path: Path, command: str) -> pandas.DataFrame:
+    """Write a table that the runs of a notebook keep beside their rows as CSV, with where each part comes from.
+
+    Args:
+        name: of the table, as ``run.save`` had it. Runs without it are left out.
+
+    Raises:
+        FileNotFoundError: no finished run has such a table.
+    """
+    parts = []
+    for record in results.finished(notebook):
+        table = record["folder"] / f"{name}.parquet"
+        if table.is_file():
+            values = {
+                key: record["parameters"][key] for key in ("dataset", "test_images") if key in record["parameters"]
+            }
+            parts.append(pandas.read_parquet(table).assign(**values, **seeds.provenance(record)))
+    if not parts:
+        raise FileNotFoundError(f"expected finished runs of {notebook} with a table {name!r}, found none")
+    whole = pandas.concat(parts, ignore_index=True).assign(command=command)
+    with files.atomic(path) as part:
+        whole.round(6).to_csv(part, index=False)
+    return whole
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.summary", description="Where the results lie.")
     parser.add_argument("--table", nargs=2, metavar=("NOTEBOOK", "CSV"), help="write the mean and spread over seeds")
+    parser.add_argument("--part", nargs=3, metavar=("NOTEBOOK", "NAME", "CSV"), help="write a table of the runs")
     parser.add_argument("--command", default="", help="the command that made the runs, kept in the table")
     given = parser.parse_args(arguments)
     if given.table:
         notebook, path = given.table
         print(write_table(notebook, Path(path), given.command).to_string(index=False))
+        return
+    if given.part:
+        notebook, name, path = given.part
+        print(write_part(notebook, name, Path(path), given.command).to_string(index=False))
         return
     table = runs()
     if table.empty:

@@ -54,3 +54,8 @@ def test_no_pattern_is_no_study_and_one_that_matches_nothing_is_an_error():
     assert workbook.defended([]) == []
     with pytest.raises(FileNotFoundError, match="study='r-\\*': expected finished runs with such names in .*01_train"):
         workbook.defended(["p-*", "r-*"])
+
+
+def test_a_run_that_two_patterns_match_is_there_once():
+    trained("p-natural", [0, 1])
+    assert [one.seed for one in workbook.defended(["p-*", "*-natural"])] == [0, 1]

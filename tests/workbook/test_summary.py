@@ -4,7 +4,7 @@ import pandas
 import pytest
 
 from rqlib.workbook import summary
-from tests.workbook.runs import finish
+from tests.workbook.runs import finish, start
 
 
 @pytest.fixture
@@ -33,3 +33,21 @@ def test_the_command_line_writes_a_table_and_says_when_there_is_nothing(three_ru
     monkeypatch.setenv("RQLIB_OUTPUTS", str(three_runs / "nothing"))
     with pytest.raises(SystemExit, match="no run has finished"):
         summary.main([])
+
+
+def test_a_table_beside_the_rows_is_written_with_where_it_comes_from(outputs, capsys):
+    for seed in (0, 1):
+        run = start("05_robust", seed=seed, test_images=20)
+        run.save(study=pandas.DataFrame({"variant": ["original", "RSE"], "robust_accuracy": [0.5, 0.25 + seed]}))
+        run.finish()
+    finish("05_robust", seed=2)
+    path = outputs.parent / "reference" / "defenses.csv"
+    summary.main(["--part", "05_robust", "study", str(path), "--command", "make it"])
+    assert "original" in capsys.readouterr().out
+    table = pandas.read_csv(path)
+    assert sorted(table.robust_accuracy) == [0.25, 0.5, 0.5, 1.25]
+    assert set(table.test_images) == {20}
+    assert set(table.command) == {"make it"}
+    assert table.run.nunique() == 2
+    with pytest.raises(FileNotFoundError, match="expected finished runs of 05_robust with a table 'stduy'"):
+        summary.main(["--part", "05_robust", "stduy", str(path)])
