@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,12 @@ _FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 
 def defend(
-    model: nn.Module, *, activation: str = "relu", weight_format: str = "none", noise_std: float = 0.0
+    model: nn.Module,
+    *,
+    activation: str = "relu",
+    weight_format: str = "none",
+    noise_std: float = 0.0,
+    changes: Mapping[str, dict] | None = None,
 ) -> nn.Module:
     """A copy of a network with these defenses, to be trained with them.
 
@@ -30,10 +36,16 @@ def defend(
             ``range_8`` (`quantized_weights.parse`); `core.parametrizations.bake` makes the rounded weights plain.
         noise_std: of the noise on the pixels, in pixels of [0, 1], and half of it before the other convolutions; above
             0 the network becomes a random self-ensemble (`noise.add_noise`).
+        changes: what the network's checkpoint says of it (`models.load`). If it has these defenses already, only the
+            rounding of weights is added again.
 
     Raises:
-        ValueError: unknown name; another activation for a network without ReLU modules; as `noise.add_noise`.
+        ValueError: unknown name; another activation for a network without ReLU modules; as `noise.add_noise`; the
+            network has other defenses already.
     """
+    if has := _differing((changes or {}).get("defended", PLAIN)):
+        _check_same(has, {"activation": activation, "weight_format": weight_format, "noise_std": noise_std})
+        activation, noise_std = PLAIN["activation"], PLAIN["noise_std"]
     made = None if activation == "relu" else activations.parse(activation)
     rounding = None if weight_format == "none" else quantized_weights.parse(weight_format)
     defended = copy.deepcopy(model)
@@ -43,6 +55,19 @@ def defend(
         for _, layer in layers.weighted_layers(defended):
             parametrize.register_parametrization(layer, "weight", rounding(layer))
     return defended if noise_std == 0 else noise.add_noise(defended, noise_std)
+
+
+def _differing(settings: Mapping) -> dict:
+    """The settings that change something."""
+    return {name: value for name, value in settings.items() if value != PLAIN.get(name)}
+
+
+def _check_same(has: dict, wanted: dict) -> None:
+    if has != _differing(wanted):
+        raise ValueError(
+            f"expected the defenses that the network has already, {has}, got {_differing(wanted) or 'none'}; give "
+            "these, or begin with the weights of a network without defenses"
+        )
 
 
 def defended(model: nn.Module, settings: dict) -> nn.Module:

@@ -40,7 +40,9 @@ class HiddenLayers(NamedTuple):
 
 
 def hidden_layers(model: nn.Module) -> HiddenLayers:
-    """The layers that a penalty looks at: all but the last, which writes the logits.
+    """The layers that a penalty looks at: all but the last one computed, which writes the logits.
+
+    Where torch.fx cannot trace the network, the last one defined is taken for it.
 
     A BatchNorm belongs to a layer if it alone reads the layer's output. All other normalizations are loose: one that
     stands before a layer or behind a sum, or whose input has other readers, and every one of a network that torch.fx
@@ -49,7 +51,9 @@ def hidden_layers(model: nn.Module) -> HiddenLayers:
     Raises:
         ValueError: the network has no such layer.
     """
-    names = [name for name, _ in layers.weighted_layers(model)][:-1]
+    names = [name for name, _ in layers.weighted_layers(model)]
+    last = _last(model, names)
+    names = [name for name in names if name != last]
     if not names:
         raise ValueError(
             "expected a network with hidden convolution or linear layers to penalize, got "
@@ -65,6 +69,17 @@ def hidden_layers(model: nn.Module) -> HiddenLayers:
         if isinstance(module, NORMALIZATIONS) and name not in norms.values()
     ]
     return HiddenLayers(names, [norms.get(name) for name in names], loose)
+
+
+def _last(model: nn.Module, names: list[str]) -> str | None:
+    """The name of the layer that is computed last; of an untraceable network that of the last one defined."""
+    try:
+        called = [
+            node.target for node in layers.trace(model).nodes if node.op == "call_module" and node.target in names
+        ]
+    except ValueError:
+        called = names
+    return next(reversed(called), None)
 
 
 def folded_weight(layer: nn.Module, norm: nn.Module | None) -> Tensor:

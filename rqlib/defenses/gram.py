@@ -17,6 +17,7 @@ from rqlib.defenses.folded import folded_weight, hidden_layers
 def orthogonality(model: nn.Module, form: str = "cosine") -> Tensor:
     """The mean over the hidden layers of a penalty divided by m^2: a scalar that is differentiable in the weights.
 
+    Each group of a grouped convolution has a matrix of its own, because it has inputs of its own; their mean counts.
     The last layer, which writes the logits, is not penalized. A BatchNorm that follows a layer undoes any scale of its
     rows, so W is the weight with that BatchNorm folded in; its statistics carry no gradient. Of normalizations that
     cannot be folded a warning tells, unless the form is ``cosine``, which does not see scales.
@@ -48,14 +49,18 @@ class Orthogonality:
             self.layers.warn_of_loose(form)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        weights = [matrix(folded_weight(*found)) for found in self.layers.of(model)]
-        return torch.stack([self.form(w) / len(w) ** 2 for w in weights]).mean()
+        return torch.stack([self._of_layer(*found) for found in self.layers.of(model)]).mean()
+
+    def _of_layer(self, layer: nn.Module, norm: nn.Module | None) -> Tensor:
+        stack = matrices(folded_weight(layer, norm), getattr(layer, "groups", 1))
+        found = self.form(stack[0]) if len(stack) == 1 else torch.vmap(self.form)(stack).mean()
+        return found / stack.shape[1] ** 2
 
 
-def matrix(weight: Tensor) -> Tensor:
-    """A layer's weight (C_out, ...) as a matrix (m, n) with m <= n."""
-    rows = weight.flatten(1)
-    return rows if rows.shape[0] <= rows.shape[1] else rows.T
+def matrices(weight: Tensor, groups: int = 1) -> Tensor:
+    """A layer's weight (C_out, ...) as a matrix (m, n) with m <= n for each of its groups: (groups, m, n)."""
+    rows = weight.flatten(1).unflatten(0, (groups, -1))
+    return rows if rows.shape[1] <= rows.shape[2] else rows.mT
 
 
 def _from_identity(gram: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from rqlib.core import derived, layers, runtime
 from rqlib.defenses import spectra
 from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU
-from rqlib.defenses.noise import Noise
+from rqlib.defenses.noise import Noise, SelfEnsemble
 
 
 class Bound(NamedTuple):
@@ -52,6 +52,10 @@ def lipschitz(model: nn.Module, image_shape: tuple[int, ...], *, fold: bool = Tr
 
 def walked(model: nn.Module, image_shape: tuple[int, ...], *, fold: bool = True) -> "Walker":
     """The graph of a network (``module``), with the bound of every node (``bounds``), as `lipschitz`."""
+    if isinstance(model, SelfEnsemble):
+        raise ValueError(
+            "expected a network that draws no noise, got a random self-ensemble; bound the one inside it: model.network"
+        )
     images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
     make = derived.folded if fold else derived.traced
     network = model if isinstance(model, fx.GraphModule) else make(model, images)
@@ -72,19 +76,37 @@ def certified_radius(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: as `lipschitz`; the network does not end in a linear layer.
     """
-    *_, (name, last) = layers.weighted_layers(model)
-    rows = lipschitz(model, tuple(x.shape[1:]))
-    place = rows.index[rows.name == name]
-    if not isinstance(last, nn.Linear) or not len(place) or place[-1] == 0:
-        raise ValueError(f"expected a network that ends in a linear layer, got {type(last).__name__}")
-    inputs, written = rows.loc[place[-1] - 1], rows.loc[place[-1]]
+    walker = walked(model, tuple(x.shape[1:]))
+    node, weight = _last_linear(walker.module)
+    inputs, written = walker.bounds[node.all_input_nodes[0]], walker.bounds[node]
     with runtime.evaluating(model):
         logits = model(x).double()
-    step = (rows.offset.iloc[-1] - written.offset) / math.sqrt(logits.shape[1])
-    weight = last.weight.double()
+    step = (walker.logits.offset - written.offset) / math.sqrt(logits.shape[1])
     margins = logits.gather(1, y[:, None]) - logits - 2 * step
     radii = (margins / torch.cdist(weight[y], weight) - inputs.offset) / inputs.constant
     return radii.scatter(1, y[:, None], torch.inf).amin(1).clamp(min=0)
+
+
+def _last_linear(network: fx.GraphModule) -> tuple[fx.Node, Tensor]:
+    """The linear layer whose outputs are the logits, quantized or as they are, and its weight in float64."""
+    node = next(one for one in reversed(network.graph.nodes) if one.op == "output").args[0]
+    module = None
+    while isinstance(node, fx.Node) and node.op == "call_module":
+        module = network.get_submodule(node.target)
+        if isinstance(module, nn.Linear):
+            return node, module.weight.double()
+        if not (isinstance(module, nn.Identity | nn.Dropout) or _is_quantizer(module)):
+            break
+        node = node.all_input_nodes[0]
+    got = type(module).__name__ if module is not None else f"the operation {node}"
+    raise ValueError(
+        f"expected a network that ends in a linear layer, got {got}; certify by smoothing or boxes instead"
+    )
+
+
+def _is_quantizer(module: nn.Module) -> bool:
+    """Whether a module rounds a signal to a number format."""
+    return hasattr(module, "format") and hasattr(module, "scale")
 
 
 def average_pool_norm(pool: Callable[[Tensor], Tensor], image: tuple[int, ...]) -> float:
@@ -101,9 +123,12 @@ def average_pool_norm(pool: Callable[[Tensor], Tensor], image: tuple[int, ...]) 
     return (both / rows[0, 0]).item()  # the share of the first point in the first mean is in both factors
 
 
-def max_pool_norm(kernel: int, stride: int) -> float:
-    """A bound for one axis of a max-pool: the root of the number of windows that hold one value, ``ceil(k / s)``."""
-    return math.sqrt(math.ceil(kernel / stride))
+def max_pool_norm(kernel: int, stride: int, dilation: int = 1) -> float:
+    """A bound for one axis of a max-pool: the root of the number of windows that hold one value, ``ceil(k / s)``.
+
+    With a dilation d that shares a factor with s, a value is in more windows: ``ceil(k gcd(d, s) / s)``.
+    """
+    return math.sqrt(math.ceil(kernel * math.gcd(dilation, stride) / stride))
 
 
 def _largest_step(format) -> float:
@@ -120,7 +145,7 @@ def _point(height: int, width: int, row: int, column: int) -> Tensor:
 
 _MODULES: dict[type | tuple[type, ...], float] = {
     (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten): 1.0,
-    (nn.ELU, nn.Softplus, nn.ChannelShuffle, nn.PixelShuffle, Noise): 1.0,
+    (nn.Softplus, nn.ChannelShuffle, nn.PixelShuffle, Noise): 1.0,
     (nn.Sigmoid,): 0.25,
     (nn.Hardsigmoid,): 1 / 6,
     (nn.Hardswish,): 1.5,
@@ -132,9 +157,15 @@ _MODULES: dict[type | tuple[type, ...], float] = {
 
 _FUNCTIONS: dict[str, float] = dict.fromkeys(
     ("relu", "relu_", "relu6", "hardtanh", "tanh", "dropout", "flatten", "reshape", "view", "permute", "transpose")
-    + ("contiguous", "squeeze", "unsqueeze", "getitem", "chunk", "split", "to", "float", "elu", "softplus"),
+    + ("contiguous", "squeeze", "unsqueeze", "chunk", "split", "to", "float", "softplus"),
     1.0,
 ) | {"sigmoid": 0.25, "hardsigmoid": 1 / 6, "hardswish": 1.5, "silu": 1.0999, "gelu": 1.1290, "mish": 1.0885}
+
+
+_SLOPES = {"leaky_relu": ("negative_slope", 0.01), "elu": ("alpha", 1.0)}
+"""Functions whose slope below 0 is an argument: name -> (its name, usual value)."""
+
+_SUMS = ("add", "add_", "iadd", "sub")
 
 
 class Walker(fx.Interpreter):
@@ -159,45 +190,78 @@ class Walker(fx.Interpreter):
         return value
 
     def _behind(self, node: fx.Node, value: Tensor, bounds: list[Bound]) -> tuple[float | None, Bound]:
-        """(norm, bound) of a node whose inputs have these bounds."""
-        inputs, (bound, *_) = [self.env[source] for source in node.all_input_nodes], bounds
+        """(norm, bound) of a node; ``bounds`` are those of its inputs, each once."""
         if node.op == "call_module":
-            norm, jump = _of_module(self.module.get_submodule(node.target), inputs[0], value)
-            return norm, bound.through(norm, jump)
+            x = self.env[node.all_input_nodes[0]]
+            norm, jump = _of_module(self.module.get_submodule(node.target), x, value)
+            return norm, bounds[0].through(norm, jump)
         name = getattr(node.target, "__name__", str(node.target))
-        if name in ("add", "add_", "iadd", "sub") and len(bounds) == 2:
-            scale = abs(node.kwargs.get("alpha", 1))
-            return None, Bound(bound.constant + scale * bounds[1].constant, bound.offset + scale * bounds[1].offset)
+        signals = self._signals(node)
+        if name in _SUMS and len(signals) == 2:
+            scales = (1.0, abs(node.kwargs.get("alpha", 1)))
+            parts = [
+                self.bounds[signal].through(scale * _repeated(self.env[signal], value))
+                for signal, scale in zip(signals, scales, strict=True)
+            ]
+            return None, Bound(*map(sum, zip(*parts, strict=True)))
         if name in ("cat", "concat"):
-            return None, Bound(*(math.hypot(*column) for column in zip(*bounds, strict=True)))
-        norm = self._of_function(name, node, inputs, value, len(bounds))
-        return norm, bound.through(norm)
+            parts = [self.bounds[signal] for signal in signals]
+            return None, Bound(*(math.hypot(*column) for column in zip(*parts, strict=True)))
+        norm = self._of_function(name, node, value) if len(signals) == 1 else None
+        if norm is None:
+            raise ValueError(
+                f"no Lipschitz constant is known for the operation {name} ({node.name}); the bound needs layers, "
+                "activations, pools, sums and concatenations"
+            )
+        return norm, self.bounds[signals[0]].through(norm)
 
-    def _of_function(self, name: str, node: fx.Node, inputs: list[Tensor], value: Tensor, signals: int) -> float:
+    def _signals(self, node: fx.Node) -> list[fx.Node]:
+        """The arguments of an operation that depend on the image; one that stands there twice is there twice."""
+        found: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), found.append)
+        return [one for one in found if one in self.bounds]
+
+    def _of_function(self, name: str, node: fx.Node, value: Tensor) -> float | None:
+        """The norm of an operation on one signal; None if it is not known."""
+        (signal,) = self._signals(node)
+        x, first = self.env[signal], node.args[:1] == (signal,)
         if name in _FUNCTIONS:
             return _FUNCTIONS[name]
-        if name in ("leaky_relu",):
-            return max(1.0, abs(node.kwargs.get("negative_slope", 0.01)))
+        if name in _SLOPES:
+            key, usual = _SLOPES[name]
+            return max(1.0, abs(node.kwargs.get(key, (*node.args, usual)[1])))
+        if name == "getitem":
+            return _of_index(x, self.map_nodes_to_values(node.args[1], node))
         if name == "mean":
-            return math.sqrt(value.numel() / inputs[0].numel())
-        if name in ("add", "sub", "mul", "truediv", "div") and signals == 1:
-            constant = next((part for part in map(self._constant, node.args) if part is not None), torch.ones(()))
-            return {"mul": constant.abs().max(), "truediv": (1 / constant.abs()).max()}.get(
-                name.replace("div", "truediv") if name == "div" else name, torch.ones(())
-            ).item()
+            return math.sqrt(value.numel() / x.numel())
+        if name in _SUMS:
+            return _repeated(x, value) * (1.0 if first else max(1.0, abs(node.kwargs.get("alpha", 1))))
+        if name == "mul" and len(node.args) == 2:
+            return _repeated(x, value) * self._constant(node.args[first]).abs().max().item()
+        if name in ("truediv", "div") and first and len(node.args) == 2 and not node.kwargs:
+            return _repeated(x, value) * (1 / self._constant(node.args[1]).abs()).max().item()
         if name in ("avg_pool2d", "adaptive_avg_pool2d"):
             options = dict(node.kwargs)
-            return average_pool_norm(lambda x: node.target(x, *node.args[1:], **options), inputs[0].shape[2:])
-        raise ValueError(
-            f"no Lipschitz constant is known for the operation {name} ({node.name}); the bound needs layers, "
-            "activations, pools, sums and concatenations"
-        )
+            return average_pool_norm(lambda x: node.target(x, *node.args[1:], **options), x.shape[2:])
+        return None
 
-    def _constant(self, argument) -> Tensor | None:
-        """A number or a tensor that does not depend on the image; None for a signal."""
-        if isinstance(argument, fx.Node):
-            return None if argument in self.bounds else self.env[argument]
-        return torch.tensor(float(argument)) if isinstance(argument, int | float) else None
+    def _constant(self, argument) -> Tensor:
+        """A number or a tensor that does not depend on the image."""
+        value = self.env[argument] if isinstance(argument, fx.Node) else argument
+        return torch.as_tensor(value, dtype=torch.float64)
+
+
+def _repeated(x: Tensor, value: Tensor) -> float:
+    """The norm of repeating x until it has the shape of a value, as sums and products do."""
+    return math.sqrt(max(1.0, value.numel() / x.numel()))
+
+
+def _of_index(x: Tensor | tuple, index) -> float:
+    """The norm of taking elements of x: the root of how often one of them is taken."""
+    if not isinstance(x, Tensor):
+        return 1.0
+    places = torch.arange(x.numel(), device=x.device).view(x.shape)[index]
+    return math.sqrt(torch.bincount(places.flatten(), minlength=1).max().item())
 
 
 def _of_module(module: nn.Module, x: Tensor, value: Tensor) -> tuple[float, float]:
@@ -211,7 +275,7 @@ def _of_module(module: nn.Module, x: Tensor, value: Tensor) -> tuple[float, floa
     if isinstance(module, DDTReLU):
         slope = (module.step.abs() / module.widths).max().item()
         return slope, root * module.step.abs().item()
-    if hasattr(module, "format") and hasattr(module, "scale"):
+    if _is_quantizer(module):
         return 1.0, root * (module.scale.max() * _largest_step(module.format)).item()
     if layers.is_batchnorm(module) and module.running_mean is not None:
         gamma = torch.ones_like(module.running_var) if module.weight is None else module.weight
@@ -219,10 +283,10 @@ def _of_module(module: nn.Module, x: Tensor, value: Tensor) -> tuple[float, floa
     if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
         return average_pool_norm(module, x.shape[2:]), 0.0
     if isinstance(module, nn.MaxPool2d):
-        kernel, stride = (nn.modules.utils._pair(value) for value in (module.kernel_size, module.stride))
-        return math.prod(max_pool_norm(k, s) for k, s in zip(kernel, stride, strict=True)), 0.0
-    if isinstance(module, nn.LeakyReLU):
-        return max(1.0, abs(module.negative_slope)), 0.0
+        axes = zip(*map(nn.modules.utils._pair, (module.kernel_size, module.stride, module.dilation)), strict=True)
+        return math.prod(max_pool_norm(*axis) for axis in axes), 0.0
+    if isinstance(module, nn.LeakyReLU | nn.ELU):
+        return max(1.0, abs(module.negative_slope if isinstance(module, nn.LeakyReLU) else module.alpha)), 0.0
     if isinstance(module, nn.PReLU):
         return max(1.0, module.weight.abs().max().item()), 0.0
     for kinds, norm in _MODULES.items():

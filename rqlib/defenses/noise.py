@@ -50,7 +50,7 @@ class SelfEnsemble(nn.Module):
         if self.training:
             return self.network(self.pixels(x))
         logits = self.network(self.pixels(x.repeat(self.members, 1, 1, 1))).float()
-        log_probabilities = logits.log_softmax(1).view(self.members, len(x), -1)
+        log_probabilities = logits.log_softmax(1).unflatten(0, (self.members, len(x)))
         return log_probabilities.logsumexp(0) - math.log(self.members)
 
 

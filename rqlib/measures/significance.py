@@ -16,6 +16,9 @@ from rqlib.core.vocabulary import did_you_mean
 
 CONFIDENCE = 0.95
 
+COLUMNS = ["variant", "baseline", "metric", "seeds", "difference", "low", "high", "t", "p", "wilcoxon_p", "note"]
+"""Of the tests, before they are corrected."""
+
 
 def paired_tests(
     rows: DataFrame, baseline: str, metric: str, by: Sequence[str] = (), *, alternative: str = "greater"
@@ -44,7 +47,7 @@ def paired_tests(
     """
     by = list(by)
     _check(rows, baseline, [*by, "variant", "seed"], metric)
-    rows = rows.dropna(subset=metric)
+    rows = rows.dropna(subset=metric).astype({metric: float})
     found, unpaired = [], {}
     groups = rows.groupby(by, sort=True, dropna=False) if by else [((), rows)]
     for values, group in groups:
@@ -56,13 +59,13 @@ def paired_tests(
                 continue
             own = table[variant].dropna()
             if seeds := _not_common(variant, own.index, baseline, base.index):
-                unpaired.setdefault(seeds, []).append(", ".join(f"{name} {value:g}" for name, value in where.items()))
+                unpaired.setdefault(seeds, []).append(_in_words(where))
             test = _test((own - base).dropna().to_numpy(), alternative)
             found.append({**where, "variant": variant, "baseline": baseline, "metric": metric, **test})
     if unpaired:
         each = [f"{seeds} ({'; '.join(places)})" if by else seeds for seeds, places in unpaired.items()]
         warnings.warn(f"paired on common seeds only: {'; '.join(each)}", stacklevel=2)
-    return corrected(DataFrame(found))
+    return corrected(DataFrame(found, columns=[*by, *COLUMNS]))
 
 
 def corrected(tests: DataFrame) -> DataFrame:
@@ -117,6 +120,13 @@ def _signed_ranks(differences: numpy.ndarray, alternative: str) -> float:
     return {"greater": above, "less": below, "two-sided": min(1.0, 2 * min(above, below))}[alternative]
 
 
+def _in_words(where: dict) -> str:
+    """The values of ``by`` that a test is of."""
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in where.items()
+    )
+
+
 def _not_common(variant: str, own: pandas.Index, baseline: str, base: pandas.Index) -> str:
     """What to say of seeds that only one of two variants has; empty if both have the same."""
     pairs = ((variant, own.difference(base)), (baseline, base.difference(own)))
@@ -132,6 +142,7 @@ def _check(rows: DataFrame, baseline: str, keys: list[str], metric: str) -> None
         raise ValueError(f"expected one row per variant and seed with {metric}, got an empty table")
     if baseline not in set(rows.variant):
         raise ValueError(did_you_mean("variant", baseline, dict.fromkeys(rows.variant)))
+    rows = rows.dropna(subset=metric)
     twice = rows[rows.duplicated(keys)]
     if len(twice):
         which = ", ".join(f"{name} {twice.iloc[0][name]}" for name in keys)

@@ -74,7 +74,7 @@ def _of_each(networks: Mapping[str, nn.Module], function) -> list:
         for name, network in networks.items():
             try:
                 found.append(function(name, network))
-            except ValueError as error:
+            except (ValueError, torch.linalg.LinAlgError) as error:
                 left_out[name] = str(error).split(";")[0]
     if left_out:
         warnings.warn(f"no bound is known of: {left_out}", stacklevel=3)

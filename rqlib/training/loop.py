@@ -193,7 +193,7 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
     losses: list[Tensor] = []
     with torch.random.fork_rng():
         torch.manual_seed(rng.initial_seed())
-        order = {"least": min(_LEAST_BATCH, recipe.batch_size), "shuffle": True, "augment": augment, "rng": rng}
+        order = {"least": least(recipe), "shuffle": True, "augment": augment, "rng": rng}
         batches = data.batches(*dataset.train, recipe.batch_size, **order)
         for step, (x, y) in enumerate(batches):
             for group in training.optimizer.param_groups:
@@ -215,7 +215,12 @@ def _train_epoch(training: _Training, dataset, objective: Objective, after_step,
 
 def steps_of_an_epoch(dataset: data.ImageDataset, recipe: Recipe) -> int:
     """The number of batches of one epoch."""
-    return len(slices(len(dataset.train.labels), recipe.batch_size, min(_LEAST_BATCH, recipe.batch_size)))
+    return len(slices(len(dataset.train.labels), recipe.batch_size, least(recipe)))
+
+
+def least(recipe: Recipe) -> int:
+    """The fewest images of a batch."""
+    return min(_LEAST_BATCH, recipe.batch_size)
 
 
 def _say_joined(images: int, batch_size: int) -> None:

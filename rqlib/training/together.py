@@ -33,7 +33,8 @@ def fit_together(
     """Train networks of the same layers in place, each with its seed; their histories, as those of `fit`.
 
     Order and augmentation of the images are those of `fit` with the same seed. Dropout, noise and starts of attacks
-    are drawn for all networks together, so they differ. The column ``loss`` is the mean over the networks.
+    are drawn for all networks together, so they differ; they depend on the first seed and the epoch alone.
+    The column ``loss`` is the mean over the networks.
 
     Args:
         networks: on the active device; each ends with the weights of its best epoch on validation images.
@@ -53,7 +54,9 @@ def fit_together(
         for one in penalties or [objective]:
             objectives.begin(one, training.stack, epoch, recipe.epochs, loop.steps_of_an_epoch(dataset, recipe))
         started = time.perf_counter()
-        loss = _epoch(training, dataset, objective, penalties, recipe, epoch)
+        with torch.random.fork_rng():
+            torch.manual_seed(runtime.rng(seeds[0], epoch).initial_seed())
+            loss = _epoch(training, dataset, objective, penalties, recipe, epoch)
         training.stack.unstack(networks)
         training.score(dataset, attack, epoch, loss, time.perf_counter() - started)
     for network, best in zip(networks, training.best, strict=True):
@@ -97,8 +100,8 @@ class _Together:
 
 def _batches(dataset: data.ImageDataset, recipe: Recipe, seed: int, epoch: int):
     """The batches of one network in one epoch, as `fit` draws them."""
-    options = {"shuffle": True, "augment": dataset.augment if recipe.augment else None}
-    return data.batches(*dataset.train, recipe.batch_size, least=2, rng=runtime.rng(seed, epoch), **options)
+    options = {"shuffle": True, "augment": dataset.augment if recipe.augment else None, "least": loop.least(recipe)}
+    return data.batches(*dataset.train, recipe.batch_size, rng=runtime.rng(seed, epoch), **options)
 
 
 def _epoch(training: _Together, dataset, objective, penalties: list[Penalized], recipe: Recipe, epoch: int) -> float:

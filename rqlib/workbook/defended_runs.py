@@ -46,11 +46,12 @@ def _trained(path: Path) -> Trained:
         variant=variants.variant(known),
         seed=known["seed"],
         epsilon_255=variants.trained_radius(known),
-        open=partial(_opened, path, found["model"]),
+        open=partial(_opened, path),
         history=partial(pandas.read_parquet, log) if log.is_file() else None,
     )
 
 
-def _opened(path: Path, name: str):
-    model, _ = models.load(path, expected=name)
+def _opened(path: Path):
+    """The network of a checkpoint; the module of a user's own network is not imported, because nobody has named it."""
+    model, _ = models.load(path)
     return model

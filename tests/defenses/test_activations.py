@@ -202,3 +202,11 @@ def test_a_network_with_them_trains():
         nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     assert (network(x).argmax(1) == y).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["DTReLU_3", "DDTReLU_3", "jacob_ema_3"])
+def test_a_value_that_is_no_number_stays_none(name):
+    layer = activations.parse(name)()
+    layer(torch.rand(4, 8))
+    found = layer.eval()(torch.tensor([[torch.nan, 1.0, torch.inf]]))
+    assert found.isnan().tolist() == [[True, False, False]]

@@ -129,3 +129,23 @@ def test_a_changed_network_without_its_changes_is_refused(tmp_path):
         models.save(tmp_path / "a.pt", made, "SmallCNN", SPEC)
     with pytest.raises(ValueError, match="expected a change defended, got 'shrunk'"):
         models.save(tmp_path / "a.pt", network(), "SmallCNN", SPEC, changes={"shrunk": {}})
+
+
+SETTINGS = {"activation": "DTReLU_4", "weight_format": "range_8", "noise_std": 0.1}
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {"weight_format": "range_8"}, {"activation": "DTReLU_4"}])
+def test_a_defended_network_is_defended_once_and_trained_further(settings, tmp_path):
+    changes = {"defended": defended.PLAIN | settings}
+    models.save(tmp_path / "a.pt", bake(defenses.defend(network(), **settings)), "SmallCNN", SPEC, changes=changes)
+    model, found = models.load(tmp_path / "a.pt")
+    again = defenses.defend(model, **settings, changes=found["changes"])
+    assert any(map(parametrize.is_parametrized, again.modules())) == ("weight_format" in settings)
+    models.save(tmp_path / "b.pt", bake(again), "SmallCNN", SPEC, changes=changes)
+
+
+def test_other_defenses_than_the_network_has_are_refused():
+    with pytest.raises(ValueError, match="has already, .*DTReLU_4.*, got none; give these, or begin with"):
+        defenses.defend(network(), changes={"defended": defended.PLAIN | SETTINGS})
+    plain = defenses.defend(network(), **SETTINGS, changes={"defended": defended.PLAIN})
+    assert isinstance(plain, noise.SelfEnsemble)

@@ -8,7 +8,7 @@ from torch import nn
 
 from rqlib import defenses, models
 from rqlib.core import layers
-from rqlib.defenses import gram, orthogonality
+from rqlib.defenses import folded, gram, orthogonality
 from tests.networks import COLOR, narrow
 
 KNOWN = [
@@ -42,9 +42,9 @@ def test_orthogonal_rows_are_not_penalized_but_by_the_mistake():
 
 
 def test_tall_weights_are_penalized_on_the_side_where_zero_can_be_reached():
-    assert gram.matrix(torch.zeros(64, 3, 3, 3)).shape == (27, 64)
+    assert gram.matrices(torch.zeros(64, 3, 3, 3)).shape == (1, 27, 64)
     tall = nn.init.orthogonal_(torch.empty(64, 27)).view(64, 3, 3, 3)
-    assert gram.gram_rows(gram.matrix(tall)).item() == pytest.approx(0, abs=1e-8)
+    assert gram.gram_rows(gram.matrices(tall)[0]).item() == pytest.approx(0, abs=1e-8)
 
 
 def test_a_batchnorm_behind_a_layer_is_folded_in():
@@ -90,3 +90,26 @@ def test_descent_makes_rows_orthogonal():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
+
+
+def test_each_group_of_a_convolution_is_a_matrix_of_its_own():
+    torch.manual_seed(0)
+    depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.Flatten(), nn.Linear(4, 2))
+    assert orthogonality(depthwise).item() == pytest.approx(0, abs=1e-10)
+    grouped = nn.Conv2d(4, 6, 3, groups=2, bias=False)
+    parts = [gram.cosine(part.flatten(1)) / 3**2 for part in grouped.weight.chunk(2)]
+    found = orthogonality(nn.Sequential(grouped, nn.Flatten(), nn.Linear(6, 2)))
+    torch.testing.assert_close(found, torch.stack(parts).mean())
+
+
+class HeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 2), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)).relu())
+
+
+def test_the_layer_that_writes_the_logits_is_spared_wherever_it_is_defined():
+    assert folded.hidden_layers(HeadFirst()).names == ["body"]

@@ -7,7 +7,7 @@ from torch import nn
 from rqlib import attacks, models, quantization
 from rqlib.core import layers
 from rqlib.core.projections import L2
-from rqlib.defenses import DDTReLU, DTReLU, certified_radius, lipschitz
+from rqlib.defenses import DDTReLU, DTReLU, certified_radius, lipschitz, measured_ratios
 from rqlib.defenses.network_bounds import average_pool_norm
 from rqlib.quantization.fake_quantize import Quantized
 from tests.networks import COLOR, narrow
@@ -165,3 +165,88 @@ def test_folding_gives_the_smaller_bound():
     assert any(layers.batchnorms(model))
     folded, plain = (lipschitz(model, COLOR.shape, fold=fold).constant.iloc[-1] for fold in (True, False))
     assert folded < plain
+
+
+class Computed(nn.Module):
+    """Logits that a function makes of two linear layers, of three values and of one."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.three, self.one = function, nn.Linear(12, 3), nn.Linear(12, 1)
+        self.register_buffer("factors", torch.tensor([1.0, -2.0, 3.0]))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.function(self.three(x), self.one(x), self.factors)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h, one, factors: h + h,
+        lambda h, one, factors: torch.cat([h, h], 1),
+        lambda h, one, factors: one * factors,
+        lambda h, one, factors: one + factors,
+        lambda h, one, factors: torch.add(h, one, alpha=3),
+        lambda h, one, factors: torch.add(factors, h, alpha=3),
+        lambda h, one, factors: h[:, [0, 0, 1]],
+        lambda h, one, factors: nn.functional.elu(h, 3.0),
+        lambda h, one, factors: nn.functional.leaky_relu(h, 3.0),
+        lambda h, one, factors: h * h.shape[1] / 2,
+    ],
+)
+def test_signals_that_are_used_twice_repeated_or_stretched_have_a_bound_that_holds(function):
+    torch.manual_seed(0)
+    model, x = Computed(function).eval(), torch.rand(8, 3, 2, 2)
+    found = measured_ratios.ratios(model, x, model(x).argmax(1), sizes=(0.5,), steps=3)
+    assert 0.5 < found.used.max() <= 1 + 1e-4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda h, one, factors: h * h, lambda h, one, factors: 1 / h, lambda h, one, factors: torch.mul(h, other=9)],
+)
+def test_products_of_signals_have_no_known_constant(function):
+    with pytest.raises(ValueError, match="no Lipschitz constant is known for the operation"):
+        lipschitz(Computed(function), (3, 2, 2))
+
+
+def test_slopes_of_elu_and_windows_of_dilated_max_pools():
+    assert lipschitz(nn.Sequential(nn.ELU(3.0), nn.Conv2d(3, 3, 1)), (3, 4, 4)).norm[0] == 3
+    pool = nn.MaxPool2d((1, 3), (1, 2), dilation=(1, 2))  # every third of its values is in three windows
+    assert lipschitz(nn.Sequential(pool, nn.Conv2d(3, 3, 1)), (3, 4, 9)).norm[0] == pytest.approx(3**0.5)
+
+
+def test_the_radius_is_that_of_the_weight_with_batchnorm_folded_in():
+    plain, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval(), torch.rand(8, 3, 2, 2)
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_var.fill_(0.01)
+    normalized = nn.Sequential(*plain, norm).eval()
+    y = plain(x).argmax(1)
+    torch.testing.assert_close(certified_radius(normalized, x, y), certified_radius(plain, x, y), rtol=1e-3, atol=1e-4)
+
+
+class Branches(nn.Module):
+    """The layer that writes the logits is defined first; another branch is computed just before it."""
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.head, self.body, self.side = nn.Linear(4, 3), nn.Linear(12, 4), nn.Linear(12, 1)
+        nn.init.zeros_(self.side.weight)
+        self.scale = scale
+
+    def forward(self, x):
+        h = self.body(x.flatten(1))
+        self.side(x.flatten(1))
+        z = self.head(h)
+        return z if self.scale == 1 else z * self.scale
+
+
+def test_the_radius_follows_the_layer_that_writes_the_logits():
+    torch.manual_seed(0)
+    model, x = Branches().eval(), torch.rand(8, 3, 2, 2)
+    plain = nn.Sequential(nn.Flatten(), model.body, model.head)
+    y = model(x).argmax(1)
+    torch.testing.assert_close(certified_radius(model, x, y), certified_radius(plain, x, y))
+    with pytest.raises(ValueError, match="expected a network that ends in a linear layer, got the operation mul"):
+        certified_radius(Branches(10.0), x, y)

@@ -100,3 +100,8 @@ def test_bad_input(call, words):
 
 def test_the_chapter_hands_them_on():
     assert defenses.add_noise is add_noise
+
+
+def test_no_images_have_no_logits():
+    made = add_noise(narrow("SmallCNN"), 0.1).eval()
+    assert made(torch.rand(0, *COLOR.shape)).shape == (0, made(torch.rand(1, *COLOR.shape)).shape[1])

@@ -127,3 +127,28 @@ def test_a_test_that_is_not_possible_does_not_count_in_the_correction():
 def test_errors(rows, baseline, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         paired_tests(rows, baseline, "accuracy")
+
+
+def test_tests_are_separated_by_text_too_and_unequal_seeds_are_named_with_it():
+    rows = table(base=BASE, A=dict(list(enumerate(A))[1:])).assign(attack="pgd", radius=8.0)
+    with pytest.warns(UserWarning, match=r"seeds 0 of base only \(attack pgd, radius 8\)"):
+        found = paired_tests(rows, "base", "accuracy", ["attack", "radius"])
+    assert found.seeds.tolist() == [4]
+
+
+def test_a_second_row_without_a_value_is_a_missing_one():
+    rows = pandas.concat([table(base=BASE, A=A), table(A=(numpy.nan,))])
+    assert paired_tests(rows, "base", "accuracy").p[0] == pytest.approx(0.00268522, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [table(base=BASE), table(base=BASE, A=[numpy.nan] * 5)])
+def test_with_nothing_to_test_the_table_is_empty_and_has_its_columns(rows):
+    found = paired_tests(rows, "base", "accuracy")
+    assert found.empty
+    assert {"variant", "p", "p_holm", "wilcoxon_p_holm", "note"} <= set(found)
+
+
+def test_truth_values_and_objects_are_numbers():
+    rows = table(base=(True, False, True, False), A=(True, True, True, False))
+    assert paired_tests(rows, "base", "accuracy").difference[0] == 0.25
+    assert paired_tests(rows.astype({"accuracy": object}), "base", "accuracy").difference[0] == 0.25

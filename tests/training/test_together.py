@@ -98,3 +98,20 @@ def test_it_goes_on_after_an_interruption(tmp_path, monkeypatch):
     averaging = recipes.Recipe(1, ema_decay=0.9)
     with pytest.raises(ValueError, match="averages no weights"):
         together.fit_together(networks(), images(), objectives.natural, averaging, SEEDS)
+
+
+def test_batches_of_one_image_are_those_of_the_loop():
+    alone, stacked, few = networks()[:1], networks()[:1], data.load("digits").take(train=5, validation=0)
+    single = recipes.Recipe(1, batch_size=1, lr=1e-3)
+    history = loop.fit(alone[0], few, objectives.natural, single, seed=SEEDS[0])
+    found = together.fit_together(stacked, few, objectives.natural, single, SEEDS[:1])
+    assert_close(found[0].loss.tolist(), history.loss.tolist(), rtol=1e-3, atol=1e-3)
+
+
+def test_noise_is_drawn_by_the_seeds_whatever_was_drawn_before():
+    losses = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        histories = together.fit_together(networks(noise_std=0.2), images(), objectives.natural, RECIPE, SEEDS)
+        losses.append(histories[0].loss.tolist())
+    assert losses[0] == losses[1]
