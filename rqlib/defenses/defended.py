@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +17,7 @@ from rqlib.models import checkpoints
 PLAIN = {"activation": "relu", "weight_format": "none", "noise_std": 0.0}
 """The settings that change nothing."""
 
+_OTHERS = (nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Hardtanh, nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish)
 _FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 
@@ -80,7 +82,7 @@ checkpoints.CHANGES["defended"] = defended
 
 def _replace_relus(model: nn.Module, make) -> None:
     """Put another activation in the place of every ReLU module; the same one wherever the same module stood."""
-    _say_functional(model)
+    _say_what_stays(model)
     made: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -93,16 +95,21 @@ def _replace_relus(model: nn.Module, make) -> None:
         )
 
 
-def _say_functional(model: nn.Module) -> None:
-    """Warn of ReLUs that are functions, and so cannot be replaced."""
+def _say_what_stays(model: nn.Module) -> None:
+    """Warn of activations that are not replaced: ReLUs that are functions, and modules of other kinds."""
     try:
-        graph: fx.Graph = layers.trace(model)
+        graph: fx.Graph | None = layers.trace(model)
     except ValueError:
-        return
-    stay = [node.name for node in graph.nodes if node.op.startswith("call_") and node.target in _FUNCTIONS]
+        graph = None
+    nodes = [] if graph is None else graph.nodes
+    stay = [node.name for node in nodes if node.op.startswith("call_") and node.target in _FUNCTIONS]
     if stay:
         warnings.warn(
             f"{len(stay)} ReLUs that are functions, not modules, stay as they are ({', '.join(stay[:5])}); "
             "write them as nn.ReLU to replace them",
             stacklevel=4,
         )
+    others = Counter(type(module).__name__ for module in model.modules() if isinstance(module, _OTHERS))
+    if others:
+        found = ", ".join(f"{count} {name}" for name, count in others.items())
+        warnings.warn(f"activations of other kinds than nn.ReLU stay as they are: {found}", stacklevel=4)

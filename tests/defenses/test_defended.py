@@ -149,3 +149,10 @@ def test_other_defenses_than_the_network_has_are_refused():
         defenses.defend(network(), changes={"defended": defended.PLAIN | SETTINGS})
     plain = defenses.defend(network(), **SETTINGS, changes={"defended": defended.PLAIN})
     assert isinstance(plain, noise.SelfEnsemble)
+
+
+def test_activations_of_other_kinds_stay_and_are_named():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Hardswish(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.warns(UserWarning, match="of other kinds than nn.ReLU stay as they are: 1 Hardswish"):
+        made = defenses.defend(model, activation="DTReLU_4")
+    assert isinstance(made[2], nn.Hardswish)
