@@ -69,7 +69,7 @@ def bound_over_measured(rows: DataFrame, *, title: str = "Bound against measured
     """
     logits = rows[rows.name == LOGITS].reset_index(drop=True)
     worst = logits.loc[logits.groupby("variant", sort=False).largest.idxmax()].set_index("variant")
-    labels = {name: f"{name}, {row.bound / row.largest:.3g} times" for name, row in worst.iterrows()}
+    labels = {name: f"{name}, {_three_digits(row.bound / row.largest)} times" for name, row in worst.iterrows()}
     largest = logits.groupby(["perturbation", "variant"], sort=False).largest.max()
     figure = go.Figure()
     for kind, (symbol, shade) in MARKS.items():
@@ -83,6 +83,11 @@ def bound_over_measured(rows: DataFrame, *, title: str = "Bound against measured
     return figure.update_layout(
         title=title, height=240 + 42 * len(labels), legend=BELOW | {"y": -90 / (42 * len(labels))}
     )
+
+
+def _three_digits(x: float) -> str:
+    """``4,870`` for 4,868.3, ``19.5`` for 19.52."""
+    return f"{float(f'{x:.3g}'):,.10g}"
 
 
 def _line(name: str, *, wide: bool = False) -> dict:

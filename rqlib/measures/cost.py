@@ -59,7 +59,8 @@ def storage(model: nn.Module) -> dict[str, float]:
     codebook of the layer's distinct values, ``ceil(log2 distinct values)`` bits, or as 32 bits, whichever is less.
     Each layer stores either all of its weights, or its nonzero weights and an index that says where they are
     (`index_bits`), again whichever is less. Scales and entries of codebooks take 32 bits each. A weight that two
-    layers share is stored once.
+    layers share is stored once. A weight that is computed from several tensors, such as factors, is stored as these
+    tensors if that takes less.
 
     Returns:
         dense_bits: 32 per weight.
@@ -82,7 +83,7 @@ def index_bits(count: int, nonzero: int) -> int:
     A bitmap takes ``count`` bits. A list of gaps takes ``ceil(log2(mean gap)) + 2`` bits per nonzero weight.
     An entropy coder comes close to the bound ``log2(count choose nonzero)``.
     """
-    gap = math.ceil(math.log2(count / max(nonzero, 1))) + 2
+    gap = math.ceil(math.log2(max(count, 1) / max(nonzero, 1))) + 2
     choices = math.lgamma(count + 1) - math.lgamma(nonzero + 1) - math.lgamma(count - nonzero + 1)
     return min(count, nonzero * gap, math.ceil(choices / math.log(2)))
 
@@ -107,14 +108,21 @@ def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float
 
 def _coded(layer: nn.Module) -> tuple[int, int]:
     """(coded bits, index bits) of a layer's weight, in the cheaper of the two ways."""
-    count, nonzero = layer.weight.numel(), int(layer.weight.count_nonzero())
     last = layer.parametrizations.weight[-1] if parametrize.is_parametrized(layer, "weight") else None
     if hasattr(last, "format"):
+        count, nonzero = layer.weight.numel(), int(layer.weight.count_nonzero())
         whole, packed = (n * last.format.bits + 32 * last.scale.numel() for n in (count, nonzero))
-    else:
-        values = layer.weight.unique()
-        distinct = int(values.count_nonzero())
-        whole, packed = with_codebook(count, len(values), distinct), with_codebook(nonzero, distinct, distinct)
+        return min((whole, 0), (packed, index_bits(count, nonzero)), key=sum)
+    parts = [_coded_values(source) for source in _sources(layer, "weight")]
+    together = sum(bits for bits, _ in parts), sum(bits for _, bits in parts)
+    return min(_coded_values(layer.weight), together, key=sum) if len(parts) > 1 else _coded_values(layer.weight)
+
+
+def _coded_values(values: Tensor) -> tuple[int, int]:
+    """(coded bits, index bits) of a tensor without a format, in the cheaper of the two ways."""
+    count, nonzero, different = values.numel(), int(values.count_nonzero()), values.unique()
+    distinct = int(different.count_nonzero())
+    whole, packed = with_codebook(count, len(different), distinct), with_codebook(nonzero, distinct, distinct)
     return min((whole, 0), (packed, index_bits(count, nonzero)), key=sum)
 
 

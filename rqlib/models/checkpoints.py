@@ -119,7 +119,9 @@ def changed(model: nn.Module, changes: dict[str, dict]) -> nn.Module:
     """
     for name, settings in changes.items():
         if name not in CHANGES:
-            raise ValueError(f"expected a change {' | '.join(CHANGES)}, got {name!r}; import rqlib.defenses first")
+            raise ValueError(
+                f"expected a change {' | '.join(CHANGES)}, got {name!r}; import the chapter that makes it first"
+            )
         model = CHANGES[name](model, settings)
     return model
 
@@ -157,7 +159,7 @@ def _build(content: dict, folder: Path | None = None) -> nn.Module:
 
 def _check_plain(model: nn.Module, plain: nn.Module) -> None:
     """Raise unless the model has the modules and tensors of the network that its file says."""
-    wrapped = [name for name, module in model.named_modules() if parametrize.is_parametrized(module)]
+    wrapped = sorted(_parametrized(model) - _parametrized(plain))
     if wrapped:
         raise ValueError(f"expected plain weights, found parametrized layers {', '.join(wrapped)}; bake them first")
     found, wanted = _structure(model), _structure(plain)
@@ -167,6 +169,11 @@ def _check_plain(model: nn.Module, plain: nn.Module) -> None:
             f"expected the network that models.build makes, found it changed ({', '.join(changed)}); "
             "save its weights before folding BatchNorm, attaching transforms or exchanging layers, or say the changes"
         )
+
+
+def _parametrized(model: nn.Module) -> set[str]:
+    """Names of the modules with parametrizations."""
+    return {name for name, module in model.named_modules() if parametrize.is_parametrized(module)}
 
 
 def _structure(model: nn.Module) -> set[tuple[str, str]]:

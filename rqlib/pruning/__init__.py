@@ -9,18 +9,23 @@ from rqlib.pruning.masks import check as check_masks
 from rqlib.pruning.packed import save as pack
 from rqlib.pruning.plans import Plan
 from rqlib.pruning.published import beside_paper
+from rqlib.pruning.rivals import RIVALS, joint
 from rqlib.pruning.savings import filters, on_disk
+from rqlib.pruning.true_sizes import factor_shares, sizes
 
 __all__ = [
     "METHODS",
+    "RIVALS",
     "Plan",
     "ablate",
     "apply_masks",
     "beside_paper",
     "check_masks",
     "eight_bits",
+    "factor_shares",
     "filters",
     "hidden",
+    "joint",
     "magnitude_masks",
     "methods",
     "on_disk",
@@ -28,4 +33,5 @@ __all__ = [
     "remove_channels",
     "run",
     "score",
+    "sizes",
 ]

@@ -42,15 +42,16 @@ class Phase:
     seed: int = 0
     folder: Path | None = None
 
-    def fit(self, model: nn.Module, name: str, *, penalty=None, after_epoch=None, keep="best") -> pandas.DataFrame:
+    def fit(self, model: nn.Module, name: str, *, penalty=None, keep="best", **hooks) -> pandas.DataFrame:
         """Train the model in place (`training.fit`); return one row per epoch.
 
         ``name`` is that of the file of states, without ending. ``penalty(model)`` is added to the objective.
+        ``hooks`` are ``after_step`` and ``after_epoch``.
         """
         objective = training.penalized(self.objective, penalty, 1.0)
         state = None if self.folder is None else Path(self.folder) / f"{name}.pt"
         options = {"attack": self.attack, "seed": self.seed, "checkpoint": state, "keep": keep}
-        return training.fit(model, self.dataset, objective, self.recipe, after_epoch=after_epoch, **options)
+        return training.fit(model, self.dataset, objective, self.recipe, **hooks, **options)
 
     @property
     def image(self) -> Tensor:
@@ -190,7 +191,7 @@ def _move_anchors(rule: Callable, growth: float, every: int, model: nn.Module, r
     steps, weights = steps_of(model, Anchored), stored(model, Anchored)
     sparse = rule({name: weights[name] + step.dual for name, step in steps.items()})
     for name, step in steps.items():
-        step.update(weights[name], sparse[name], growth)
+        step.update(weights[name], sparse[name].mul, growth)
 
 
 def _tighten(rule: Rule, kept: float, epochs: int, model: nn.Module, rows: list[dict]) -> None:

@@ -27,10 +27,13 @@ _MOST_LOW_BITS = 24
 
 
 def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
-    """Write a plain network (`parametrizations.bake`) to a file, atomically; arguments and errors as `models.save`."""
+    """Write a plain network (`parametrizations.bake`) to a file, atomically; arguments and errors as `models.save`.
+
+    A factorized one (`factors.factorized`) is stored as its factors, if ``changes`` say so.
+    """
     content = checkpoints.content(model, name, spec, **options)
-    weights = {f"{layer}.weight" for layer, _ in layers.weighted_layers(model)}
     state = content.pop("state")
+    weights = {key for layer, _ in layers.weighted_layers(model) for key in state if _is_weight(key, layer)}
     same = _repeated(state)
     encoded = {key: (_sparse if key in weights else _raw)(state[key]) for key in state if key not in same}
     how = [[key, *description] for key, (description, _) in encoded.items()] + [list(pair) for pair in same.items()]
@@ -53,6 +56,11 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
     for name, *description in how:
         state[name] = state[description[0]] if len(description) == 1 else _decoded(stream, *description)
     return checkpoints.rebuilt(path, content | {"state": state}, expected)
+
+
+def _is_weight(key: str, layer: str) -> bool:
+    """Whether a tensor is the weight of a layer, or one of the factors from which the weight is computed."""
+    return key == f"{layer}.weight" or key.startswith(f"{layer}.parametrizations.weight.original")
 
 
 def _repeated(state: dict[str, Tensor]) -> dict[str, str]:

@@ -60,7 +60,8 @@ class Scored(nn.Module):
 
 
 class Anchored(nn.Module):
-    """Leaves the tensor as it is and holds what ADMM pulls it to: a sparse ``Z`` (nearest) and the scaled dual ``U``.
+    """Leaves the tensor as it is and holds what ADMM pulls it to: ``Z`` (nearest), which is sparse or has few distinct
+    values, and the scaled dual ``U``.
 
     Source: Boyd et al. 2011, Foundations and Trends in Machine Learning 3(1); Zhang et al. 2018, arXiv 1804.03294.
     """
@@ -79,9 +80,9 @@ class Anchored(nn.Module):
         return self.rho / 2 * (x - self.nearest + self.dual).square().sum()
 
     @torch.no_grad()
-    def update(self, x: Tensor, mask: Tensor, growth: float) -> None:
-        """``Z <- mask (x + U)``, ``U <- U + x - Z``, ``rho <- growth rho``; the mask is chosen for x + U."""
-        self.nearest.copy_(mask * (x + self.dual))
+    def update(self, x: Tensor, project: Callable[[Tensor], Tensor], growth: float = 1.0) -> None:
+        """``Z <- project(x + U)``, ``U <- U + x - Z``, ``rho <- growth rho``."""
+        self.nearest.copy_(project(x + self.dual))
         self.dual.add_(x - self.nearest)
         self.rho.mul_(growth)
 

@@ -67,7 +67,7 @@ def test_anchors_follow_the_rules_of_admm():
     assert torch.equal(anchor(x), x)
     assert_close(anchor.penalty(x), torch.tensor(0.05 * 0.25))
     moved = torch.tensor([2.0, -1.0, 1.0])
-    anchor.update(moved, torch.tensor([True, False, True]), 1.3)
+    anchor.update(moved, torch.tensor([True, False, True]).mul, 1.3)
     assert anchor.nearest.tolist() == [2.0, 0.0, 1.0]
     assert anchor.dual.tolist() == [0.0, -1.0, 0.0]
     assert_close(anchor.rho, torch.tensor(0.13))
