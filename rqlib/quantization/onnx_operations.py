@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqlib.defenses.activations import AveragedRange, DDTReLU, DTReLU, knots_of
 from rqlib.quantization.onnx_builder import Builder
 
 Translator = Callable[..., "str | list[str]"]
@@ -106,6 +107,23 @@ def _gelu(b: Builder, x: str, approximate: str = "none") -> str:
 
 def _softplus(b: Builder, x: str, beta: float = 1.0, threshold: float = 20.0) -> str:
     return b.scaled(b.node("Softplus", b.scaled(x, beta)), 1 / beta)
+
+
+def _few_levels(b: Builder, x: str, upper: Tensor, steps: int, lower: Tensor | float = 0.0) -> str:
+    """DTReLU and the averaged range: clipped to [lower, upper] and rounded to ``steps + 1`` levels."""
+    span = b.constant(upper - lower)
+    place = b.clip(b.node("Div", b.node("Sub", b.node("Relu", x), b.constant(lower)), span), 0.0, 1.0)
+    level = b.node("Div", b.node("Round", b.scaled(place, steps)), b.constant(float(steps)))
+    return b.node("Add", b.node("Mul", level, span), b.constant(lower))
+
+
+def _stairs(b: Builder, x: str, start: Tensor, widths: Tensor, step: Tensor) -> str:
+    """DDTReLU: the number of thresholds below a value, times the step."""
+    last, float32 = b.constant([-1], "int64"), b.onnx.TensorProto.FLOAT
+    thresholds = b.constant(knots_of(start, widths)[:-1] + widths / 2)
+    below = b.node("Greater", b.node("Unsqueeze", x, last), thresholds)
+    count = b.node("ReduceSum", b.node("Cast", below, to=float32), last, keepdims=0)
+    return b.node("Mul", count, b.constant(step))
 
 
 def _softmax(b: Builder, x: str, dim: int | None = None, **_) -> str:
@@ -306,6 +324,9 @@ _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 _MODULES: dict[type[nn.Module] | tuple[type[nn.Module], ...], tuple[Translator, tuple[str, ...]]] = {
     (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d): (same, ()),
     nn.ReLU: (_plain("Relu"), ()),
+    DTReLU: (_few_levels, ("upper", "steps", "lower")),
+    AveragedRange: (_few_levels, ("upper", "steps")),
+    DDTReLU: (_stairs, ("start", "widths", "step")),
     nn.Hardtanh: (_hardtanh, ("min_val", "max_val")),  # ReLU6 is one
     nn.LeakyReLU: (_leaky_relu, ("negative_slope",)),
     nn.ELU: (_elu, ("alpha",)),

@@ -127,7 +127,7 @@ def test_a_changed_network_without_its_changes_is_refused(tmp_path):
     made = defenses.defend(network(), activation="DTReLU_4")
     with pytest.raises(ValueError, match="found it changed .*or say the changes"):
         models.save(tmp_path / "a.pt", made, "SmallCNN", SPEC)
-    with pytest.raises(ValueError, match="expected a change defended, got 'shrunk'"):
+    with pytest.raises(ValueError, match="expected a change defended.*, got 'shrunk'"):
         models.save(tmp_path / "a.pt", network(), "SmallCNN", SPEC, changes={"shrunk": {}})
 
 

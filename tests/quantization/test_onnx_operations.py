@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from rqlib.defenses import AveragedRange, DDTReLU, DTReLU
 from rqlib.quantization import onnx_export, onnx_operations, points
 from tests import quantized_networks
 from tests.quantization.test_onnx_export import run
@@ -18,6 +19,7 @@ MODULES = [
     *(nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
     *(nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(4), nn.AdaptiveAvgPool2d((3, 5)), nn.AdaptiveAvgPool2d(16)),
     *(nn.AdaptiveMaxPool2d(4), nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)),
+    *(DTReLU(3), DTReLU(2, learn_lower=True), DDTReLU(3), AveragedRange(4)),
     nn.Conv2d(3, 4, 3, padding="same", dilation=2),
     *(nn.Conv2d(3, 6, (3, 1), 2, (1, 0), 2, groups=3), nn.Linear(8, 5), nn.Unflatten(1, (3, 1))),
 ]  # fmt: skip
