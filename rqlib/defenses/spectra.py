@@ -243,18 +243,27 @@ def _phases(taps: int, n: int, stride: int, dilation: int, half: bool) -> Tensor
 def _largest_singular_value(blocks: Tensor, enough: float = math.inf) -> float:
     """Of all matrices (N, m, n), exactly; through the Gram matrix G of the shorter side. Or one that is ``enough``.
 
-    As ``tr G`` and ``|G|_F`` are never below the largest eigenvalue, most matrices need none: their norm is below one
-    already found.
+    As ``tr G`` and ``|G^p|_F^(1/p)`` are never below the largest eigenvalue, most matrices need none: theirs is below
+    one already found.
     """
     shorter = blocks if blocks.shape[-2] <= blocks.shape[-1] else blocks.mH
     traces = torch.linalg.vector_norm(shorter, dim=(1, 2)).square()
     first = shorter[traces.topk(min(FIRST, len(traces))).indices]
     found = torch.linalg.eigvalsh(first @ first.mH)[:, -1].max().clamp(min=0)
     if found < enough**2 and len(rest := shorter[traces > found]):
-        grams = rest @ rest.mH
-        if len(rest := grams[torch.linalg.matrix_norm(grams) > found]):
-            found = torch.maximum(found, torch.linalg.eigvalsh(rest)[:, -1].max())
+        rest = _above(rest @ rest.mH, found)
+        found = torch.maximum(found, torch.linalg.eigvalsh(rest)[:, -1].max()) if len(rest) else found
     return found.sqrt().item()
+
+
+def _above(grams: Tensor, found: Tensor) -> Tensor:
+    """Those of positive matrices (N, m, m) whose largest eigenvalue may be above one already found."""
+    powers = grams
+    for power in (1, 2, 4):
+        may = torch.linalg.matrix_norm(powers) ** (1 / power) > found
+        grams, powers = grams[may], powers[may]
+        powers = powers @ powers
+    return grams
 
 
 def _gram_iteration(steps: int) -> Callable[[Tensor, float], float]:
