@@ -1,9 +1,8 @@
-"""Objectives of networks that are to be certified: by boxes, by linear bounds, or by randomized smoothing.
+"""Objectives of networks that are to be certified by boxes or by linear bounds.
 
-Those of `CERTIFIED` train on bounds of the margins in an L-infinity ball. The ball's radius grows during the training,
-so they are objects that `fit` tells which epoch begins, and the last epoch is what counts (``keep="last"``). Those of
-`NOISY` are plain functions. A network that is trained from new weights by IBP needs weights that fit it:
-`Certified.initialize`.
+They train on bounds of the margins in an L-infinity ball. The ball's radius grows during the training, so they are
+objects that `fit` tells which epoch begins, and the last epoch is what counts (``keep="last"``). A network that is
+trained from new weights by IBP needs weights that fit it: `Certified.initialize`.
 """
 
 import math
@@ -55,8 +54,7 @@ class Certified:
             networks that are fine-tuned.
         bound: ``ibp``, or ``crown_ibp``, whose margins are mixed with those of IBP: ``b CROWN-IBP + (1 - b) IBP``,
             where b falls from 1 to 0 while the radius grows.
-        shi: initialization and regularizer of Shi et al. 2021 (arXiv 2103.12270); without them short trainings by IBP
-            end at chance.
+        shi: initialization and regularizer of Shi et al. 2021 (arXiv 2103.12270), made for short trainings by IBP.
         clean: final weight of the cross-entropy of clean images, which falls from 1 (Gowal et al. 2018,
             arXiv 1810.12715: 0.5); 0 leaves it out from the start.
         part: boxes have the radius ``part`` times the ball's and lie around images that PGD finds in the rest of the
@@ -192,35 +190,6 @@ class MixTrain:
             return loss + weight * F.cross_entropy(logits, y[some], label_smoothing=self.label_smoothing)
 
 
-def gaussian(model: nn.Module, x: Tensor, y: Tensor, *, sigma: float = 0.25, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy on ``x + N(0, sigma^2)``, not clipped (Cohen et al. 2019, arXiv 1902.02918)."""
-    return F.cross_entropy(model(x + sigma * torch.randn_like(x)).float(), y, label_smoothing=label_smoothing)
-
-
-def consistency(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    sigma: float = 0.25,
-    beta: float = 10.0,
-    entropy: float = 0.5,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """`gaussian` over two draws, plus ``beta mean KL(p || p_i) + entropy H(p)``, where p is the mean of both p_i.
-
-    Source: Jeong and Shin 2020, arXiv 2006.04062.
-    """
-    noisy = torch.cat([x, x]) + sigma * torch.randn(2 * len(x), *x.shape[1:], device=x.device)
-    logits = model(noisy).float()
-    each = logits.log_softmax(1).view(2, len(x), -1)
-    mean = (each.logsumexp(0) - math.log(2)).exp()
-    divergence = sum(F.kl_div(one, mean, reduction="batchmean") for one in each) / 2
-    uncertainty = -(mean * mean.clamp(min=1e-20).log()).sum(1).mean()
-    plain = F.cross_entropy(logits, torch.cat([y, y]), label_smoothing=label_smoothing)
-    return plain + beta * divergence + entropy * uncertainty
-
-
 def regularizer(steps: list[Step], found: list[Box]) -> Tensor:
     """Shi et al.'s two: boxes should not grow from layer to layer, and ReLUs should be as often on as off.
 
@@ -278,9 +247,6 @@ def _pgd(radius: float) -> Attack:
     ball = Linf(radius)
     return attacks.named("pgd", ball=ball, **attacks.pace(ball, _ATTACK_STEPS), best=False)
 
-
-NOISY = {"gaussian": gaussian, "consistency": consistency}
-"""Name -> objective for randomized smoothing, which takes ``sigma``."""
 
 CERTIFIED = {
     "ibp": Certified,

@@ -186,41 +186,71 @@ def _unchanged(training: _Training, dataset, attack) -> dict:
 
 def _train_epoch(training: _Training, dataset, objective: Objective, after_step, epoch: int) -> float:
     """One pass over the training images; returns the mean loss."""
-    model, recipe, policy = training.model.train(), training.recipe, runtime.active()
-    rng = runtime.rng(training.seed, epoch)
-    augment = dataset.augment if recipe.augment else None
-    steps = steps_of_an_epoch(dataset, recipe)
-    losses: list[Tensor] = []
+
+    def then(model: nn.Module) -> None:
+        if after_step is not None:
+            after_step(model)
+        if training.average is not None:
+            training.average.update_parameters(model)
+
+    batches, steps = batches_of_an_epoch(dataset, training.recipe, training.seed, epoch)
+    with drawing(training.seed, epoch):
+        return one_pass(training, training.model.train(), batches, objective, epoch, steps, after_step=then)
+
+
+@contextlib.contextmanager
+def drawing(seed: int, epoch: int) -> Iterator[None]:
+    """Inside the block, torch's random numbers depend on seed and epoch alone; afterwards they go on as before."""
     with torch.random.fork_rng():
-        torch.manual_seed(rng.initial_seed())
-        order = {"least": least(recipe), "shuffle": True, "augment": augment, "rng": rng}
-        batches = data.batches(*dataset.train, recipe.batch_size, **order)
-        for step, (x, y) in enumerate(batches):
-            for group in training.optimizer.param_groups:
-                group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
-            with policy.autocast(), _batch_of_one_explained(len(y)):
-                loss = objective(model, x, y)
-            training.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            training.optimizer.step()
-            losses.append(loss.detach())
-            if after_step is not None:
-                after_step(model)
-            if training.average is not None:
-                training.average.update_parameters(model)
-            if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
-                check_finite(losses, epoch, training.resumable.path)
-    return torch.stack(losses).mean().item()
+        torch.manual_seed(runtime.rng(seed, epoch).initial_seed())
+        yield
+
+
+def batches_of_an_epoch(dataset: data.ImageDataset, recipe: Recipe, seed: int, epoch: int) -> tuple[Iterator, int]:
+    """The training images (x, y) in the order of this seed and epoch, augmented by the recipe, and how many batches."""
+    options = {"shuffle": True, "augment": dataset.augment if recipe.augment else None, "least": _least(recipe)}
+    batches = data.batches(*dataset.train, recipe.batch_size, rng=runtime.rng(seed, epoch), **options)
+    return batches, steps_of_an_epoch(dataset, recipe)
 
 
 def steps_of_an_epoch(dataset: data.ImageDataset, recipe: Recipe) -> int:
     """The number of batches of one epoch."""
-    return len(slices(len(dataset.train.labels), recipe.batch_size, least(recipe)))
+    return len(slices(len(dataset.train.labels), recipe.batch_size, _least(recipe)))
 
 
-def least(recipe: Recipe) -> int:
+def _least(recipe: Recipe) -> int:
     """The fewest images of a batch."""
     return min(_LEAST_BATCH, recipe.batch_size)
+
+
+def one_pass(
+    training, model: nn.Module, batches: Iterator, objective: Objective, epoch: int, steps: int, *, after_step
+):
+    """Take one optimizer step for each batch (x, y); the mean loss.
+
+    Args:
+        training: has the optimizer, the recipe, and ``resumable``, whose path an error names.
+        model: in train mode, with the parameters that the optimizer moves.
+        epoch, steps: whole epochs done, and batches of an epoch: they say the learning rate.
+        after_step: called with the model after every step.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    optimizer, recipe, losses = training.optimizer, training.recipe, []
+    for step, (x, y) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
+        with runtime.active().autocast(), _batch_of_one_explained(len(y)):
+            loss = objective(model, x, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        after_step(model)
+        if (step + 1) % _CHECK_LOSS_EVERY == 0 or step + 1 == steps:
+            _check_finite(losses, epoch, training.resumable.path)
+    return torch.stack(losses).mean().item()
 
 
 def _say_joined(images: int, batch_size: int) -> None:
@@ -263,7 +293,7 @@ def validate(model: nn.Module, split: data.Split, attack: Attack | None) -> dict
     return row
 
 
-def check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
+def _check_finite(losses: list[Tensor], epoch: int, checkpoint: Path | None) -> None:
     """Raise if one of the last losses is not finite."""
     checked = max(0, len(losses) - _CHECK_LOSS_EVERY)
     bad = (~torch.isfinite(torch.stack(losses[checked:]))).nonzero() + checked

@@ -16,7 +16,8 @@ from rqlib import attacks
 from rqlib.core import runtime
 from rqlib.core.projections import Linf
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
-from rqlib.training.certified_objectives import CERTIFIED, NOISY
+from rqlib.training.certified_objectives import CERTIFIED
+from rqlib.training.noisy_objectives import NOISY
 
 
 def natural(model: nn.Module, x: Tensor, y: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -72,20 +73,6 @@ def leaky_adversarial(
     return sum(natural(model, iterate, y, label_smoothing=label_smoothing) for iterate in iterates)
 
 
-def smoothed(
-    model: nn.Module, x: Tensor, y: Tensor, *, sigma: float = 0.25, beta: float = 6.0, label_smoothing: float = 0.0
-) -> Tensor:
-    """``CE(f(x), y) + beta KL(f(x) || f(x + N(0, sigma^2)))``: trains a network that is stable under noise.
-
-    Such a network suits randomized smoothing. ``sigma`` is in pixels; the noisy images are not clipped. This is
-    stability training (Li et al. 2019, arXiv 1809.03113; Carmon et al. 2019, arXiv 1905.13736).
-    """
-    clean = model(x).float()
-    noisy = model(x + sigma * torch.randn_like(x)).float()
-    divergence = F.kl_div(noisy.log_softmax(1), clean.softmax(1), reduction="batchmean")
-    return F.cross_entropy(clean, y, label_smoothing=label_smoothing) + beta * divergence
-
-
 @dataclass(frozen=True)
 class Penalized:
     """An objective plus ``strength * penalty(model)``.
@@ -134,7 +121,7 @@ ROBUST = {
 }
 """Name -> objective that attacks the images it trains on; ``n_fgsm`` attacks them by one noisy step."""
 
-OBJECTIVES = {"natural": natural, "smoothed": smoothed} | NOISY | ROBUST
+OBJECTIVES = {"natural": natural} | NOISY | ROBUST
 
 
 def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
@@ -47,16 +47,11 @@ def fit_together(
     if recipe.ema_decay is not None:
         raise ValueError("expected a recipe that averages no weights, got ema_decay; train the networks by fit")
     training = _Together(networks, dataset, recipe, seeds, checkpoint)
-    penalties = []
-    if isinstance(objective, Penalized):
-        penalties = [copy.deepcopy(objective) for _ in networks]
+    goal = _OfStack(objective, len(networks))
     for epoch in runtime.progress(range(len(training.histories[0]), recipe.epochs), "epochs"):
-        for one in penalties or [objective]:
-            objectives.begin(one, training.stack, epoch, recipe.epochs, loop.steps_of_an_epoch(dataset, recipe))
+        objectives.begin(goal, training.stack, epoch, recipe.epochs, loop.steps_of_an_epoch(dataset, recipe))
         started = time.perf_counter()
-        with torch.random.fork_rng():
-            torch.manual_seed(runtime.rng(seeds[0], epoch).initial_seed())
-            loss = _epoch(training, dataset, objective, penalties, recipe, epoch)
+        loss = _epoch(training, dataset, goal, epoch) / len(networks)
         training.stack.unstack(networks)
         training.score(dataset, attack, epoch, loss, time.perf_counter() - started)
     for network, best in zip(networks, training.best, strict=True):
@@ -68,12 +63,13 @@ class _Together:
     """The stack, its optimizer, and of each network the history and the best weights; kept after every epoch."""
 
     def __init__(self, networks, dataset, recipe: Recipe, seeds, checkpoint):
-        self.networks, self.seeds = networks, seeds
+        self.networks, self.recipe, self.seeds = networks, recipe, seeds
         start = fingerprint(*(network.state_dict() for network in networks))
         identity = {"recipe": dataclasses.asdict(recipe), "seeds": [*seeds], "start": start}
         self.resumable = Resumable(checkpoint, identity, kind="training")
         for network, seed in zip(networks, seeds, strict=True):
-            see_first(network, next(_batches(dataset, recipe, seed, 0))[0])
+            batches, _ = loop.batches_of_an_epoch(dataset, recipe, seed, 0)
+            see_first(network, next(batches)[0])
         self.stack = runtime.active().place(Stack(networks))
         self.optimizer = recipe.optimizer(self.stack)
         self.histories: list[list[dict]] = [[] for _ in networks]
@@ -98,30 +94,31 @@ class _Together:
         self.resumable.save(**state, best=self.best, histories=self.histories)
 
 
-def _batches(dataset: data.ImageDataset, recipe: Recipe, seed: int, epoch: int):
-    """The batches of one network in one epoch, as `fit` draws them."""
-    options = {"shuffle": True, "augment": dataset.augment if recipe.augment else None, "least": loop.least(recipe)}
-    return data.batches(*dataset.train, recipe.batch_size, rng=runtime.rng(seed, epoch), **options)
+class _OfStack:
+    """The sum of what an objective says of each network of a stack; each network has a penalty of its own."""
+
+    def __init__(self, objective: Objective, count: int):
+        self.penalized = [copy.deepcopy(objective) for _ in range(count)] if isinstance(objective, Penalized) else []
+        self.inner = objective.objective if self.penalized else objective
+
+    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
+        for one in self.penalized or [self.inner]:
+            objectives.begin(one, model, epoch, epochs, steps)
+
+    def __call__(self, stack: Stack, x: Tensor, y: Tensor) -> Tensor:
+        loss = stack.count * self.inner(stack, x, y)  # which is the mean over the images of all networks
+        if not self.penalized:
+            return loss
+        return loss + self.penalized[0].strength * stack.penalty([one.penalty for one in self.penalized])
 
 
-def _epoch(training: _Together, dataset, objective, penalties: list[Penalized], recipe: Recipe, epoch: int) -> float:
-    """One pass over the images; the mean loss."""
-    stack, policy = training.stack.train(), runtime.active()
-    inner: Callable = objective.objective if penalties else objective
-    batches = zip(*(_batches(dataset, recipe, seed, epoch) for seed in training.seeds), strict=True)
-    steps = loop.steps_of_an_epoch(dataset, recipe)
-    losses: list[Tensor] = []
-    for step, parts in enumerate(batches):
-        x, y = (torch.cat([part[which] for part in parts]) for which in (0, 1))
-        for group in training.optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
-        with policy.autocast():
-            loss = stack.count * inner(stack, x, y)  # the sum of the networks' own losses
-            if penalties:
-                loss = loss + objective.strength * stack.penalty([one.penalty for one in penalties])
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        training.optimizer.step()
-        losses.append(loss.detach() / stack.count)
-    loop.check_finite(losses, epoch, training.resumable.path)
-    return torch.stack(losses).mean().item()
+def _epoch(training: _Together, dataset, goal: _OfStack, epoch: int) -> float:
+    """One pass over the images; the mean of the summed losses."""
+    found = [loop.batches_of_an_epoch(dataset, training.recipe, seed, epoch) for seed in training.seeds]
+    batches = (
+        tuple(torch.cat([part[which] for part in parts]) for which in (0, 1))
+        for parts in zip(*(one for one, _ in found), strict=True)
+    )
+    stack, (_, steps) = training.stack.train(), found[0]
+    with loop.drawing(training.seeds[0], epoch):
+        return loop.one_pass(training, stack, batches, goal, epoch, steps, after_step=lambda _: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas
 from torch import nn
 
-from rqlib import defenses, models, training  # noqa: F401 - defenses: checkpoints of defended networks
+from rqlib import defenses, models  # noqa: F401 - so that checkpoints of defended networks can be opened
 from rqlib.core import runtime, vocabulary
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.data import ImageDataset
@@ -63,11 +63,6 @@ class About:
     def objective(self) -> str:
         """What it was trained for."""
         return self.parameters.get("objective", "natural")
-
-    @property
-    def variant(self) -> str:
-        """Its defenses in a word (`training.variant`)."""
-        return training.variant(self.parameters)
 
     @property
     def title(self) -> str:

@@ -1,5 +1,6 @@
 import pytest
 
+from rqlib import models
 from rqlib.core import runtime
 
 
@@ -7,3 +8,10 @@ from rqlib.core import runtime
 def float32():
     with runtime.using("cpu", "float32"):
         yield
+
+
+@pytest.fixture(scope="module")
+def dense(plan):
+    """The network that is pruned by the plan of a module."""
+    runtime.seed_everything(0)
+    return models.build("SmallCNN", plan.images.spec)

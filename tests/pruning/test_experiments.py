@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rqlib import attacks, data, models, pruning
-from rqlib.core import files, runtime
+from rqlib import attacks, data, pruning
+from rqlib.core import files
 from rqlib.core.parametrizations import bake
 from rqlib.measures import cost
 from rqlib.pruning import experiments, packed, published, savings
@@ -32,12 +32,6 @@ def plan() -> pruning.Plan:
         era={"steps": 2, "restarts": 1},
         pretrained_for="mixed",
     )
-
-
-@pytest.fixture(scope="module")
-def dense(plan):
-    runtime.seed_everything(0)
-    return models.build("SmallCNN", plan.images.spec)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rqlib import attacks, data, models, pruning
-from rqlib.core import codebooks, files, runtime
+from rqlib.core import codebooks, files
 from rqlib.measures import cost
 from rqlib.pruning import constraints, factors, rivals
 from rqlib.training import objectives
@@ -36,12 +36,6 @@ def plan() -> pruning.Plan:
         epochs=EPOCHS,
         attack_steps=1,
     )
-
-
-@pytest.fixture(scope="module")
-def dense(plan):
-    runtime.seed_everything(0)
-    return models.build("SmallCNN", plan.images.spec)
 
 
 @pytest.fixture(scope="module")

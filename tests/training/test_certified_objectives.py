@@ -13,7 +13,8 @@ from rqlib import certification, data, models, training
 from rqlib.certification import boxes, live
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.training import certified_objectives as objectives
-from rqlib.training.certified_objectives import CERTIFIED, NOISY, Certified, smoothed_ramp
+from rqlib.training.certified_objectives import CERTIFIED, Certified, smoothed_ramp
+from rqlib.training.noisy_objectives import NOISY
 
 SMALL = ImageSpec(1, 12, 12, 4, mean=(0.5,), std=(0.25,))
 NAMES = (*CERTIFIED, *NOISY)

@@ -4,7 +4,7 @@ from torch import nn
 
 from rqlib import attacks
 from rqlib.core import projections
-from rqlib.training import objectives
+from rqlib.training import noisy_objectives, objectives
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -120,12 +120,14 @@ def test_faulty_objectives_are_refused(call, words):
 def test_smoothed_is_natural_plus_the_divergence_under_noise():
     model, (x, y) = network().eval(), batch()
     torch.manual_seed(3)
-    found = objectives.smoothed(model, x, y, sigma=0.25)
+    found = noisy_objectives.smoothed(model, x, y, sigma=0.25)
     torch.manual_seed(3)
     clean, noisy = model(x).softmax(1), model(x + 0.25 * torch.randn_like(x)).softmax(1)
     divergence = (clean * (clean.log() - noisy.log())).sum(1).mean()
     torch.testing.assert_close(found, objectives.natural(model, x, y) + 6 * divergence)
-    assert objectives.smoothed(model, x, y, sigma=0.0).item() == pytest.approx(objectives.natural(model, x, y).item())
+    assert noisy_objectives.smoothed(model, x, y, sigma=0.0).item() == pytest.approx(
+        objectives.natural(model, x, y).item()
+    )
     assert gradients(found, model).any()
 
 
