@@ -9,6 +9,7 @@ from rqlib.defenses.known_mistakes import levels_left
 from rqlib.defenses.measured_ratios import ratios
 from rqlib.defenses.network_bounds import certified_radius, lipschitz
 from rqlib.defenses.noise import add_noise, majority, with_members
+from rqlib.defenses.norms_of_layers import layer_norms
 from rqlib.defenses.penalties import named as penalty
 from rqlib.defenses.spectra import norm_bound, operator_norm
 
@@ -22,6 +23,7 @@ __all__ = [
     "curves",
     "defend",
     "first_signal",
+    "layer_norms",
     "levels_left",
     "lipschitz",
     "majority",

@@ -7,7 +7,7 @@ from rqlib.robustness.plane import decision_slice, loss_surface
 from rqlib.robustness.quantized_networks import on_sets, quantized
 from rqlib.robustness.random_networks import eot_samples
 from rqlib.robustness.seeing import convolution_outputs
-from rqlib.robustness.stretching import guaranteed, stretched
+from rqlib.robustness.stretching import guaranteed, norms_of_layers, stretched
 from rqlib.robustness.study_claims import claims, families, hidden_by_noise, leak
 from rqlib.robustness.transferring import transfer
 from rqlib.robustness.withstanding import battery
@@ -30,6 +30,7 @@ __all__ = [
     "histories",
     "leak",
     "loss_surface",
+    "norms_of_layers",
     "on_sets",
     "one_seed",
     "quantized",

@@ -26,8 +26,8 @@ def each_seed(
 ) -> Iterator[tuple[int, nn.Module, DataFrame]]:
     """Train one network per seed; yields (seed, network, history).
 
-    On a CPU `fit` trains one after another: all at once were measured to take 1.4 to 2.8 times as long. On a GPU
-    `fit_together` trains them as one, unless the recipe averages weights.
+    On a CPU `fit` trains one after another, because all at once would take longer there. On a GPU `fit_together`
+    trains them as one, unless the recipe averages weights.
 
     Args:
         make: seed -> network with random weights of that seed.

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from rqlib.core import layers
+from rqlib.core import derived, layers
+from rqlib.defenses.noise import is_randomized
 
 
 class Stack(nn.Module):
@@ -65,6 +66,31 @@ class Stack(nn.Module):
             renamed = {f"network.{name}": tensor for name, tensor in one.items()}
             found.append(functional_call(_Penalty(self._template[0], penalty), renamed, ()))
         return torch.stack(found).sum()
+
+
+class Part(nn.Module):
+    """One network of a stack as a network of its own: images (B, C, H, W) -> logits (B, K)."""
+
+    def __init__(self, stack: Stack, number: int):
+        super().__init__()
+        self.stack, self.number = stack, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(x.repeat(self.stack.count, 1, 1, 1)).chunk(self.stack.count)[self.number]
+
+
+def check(stack: Stack, networks: Sequence[nn.Module], x: Tensor) -> None:
+    """Raise unless the stack computes what its networks compute; those that draw noise of their own are passed over.
+
+    Args:
+        x: a few images (B, C, H, W).
+
+    Raises:
+        derived.NotEqual: names the network.
+    """
+    for number, network in enumerate(networks):
+        if not is_randomized(network):
+            derived.check(network, Part(stack, number), x, what=f"stacking network {number}")
 
 
 class _Penalty(nn.Module):

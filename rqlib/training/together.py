@@ -17,7 +17,7 @@ from rqlib.core.vocabulary import Attack, Objective
 from rqlib.training import loop, objectives, overfitting
 from rqlib.training.objectives import Penalized
 from rqlib.training.recipes import Recipe
-from rqlib.training.stack import Stack, see_first
+from rqlib.training.stack import Stack, check, see_first
 
 
 def fit_together(
@@ -69,8 +69,10 @@ class _Together:
         self.resumable = Resumable(checkpoint, identity, kind="training")
         for network, seed in zip(networks, seeds, strict=True):
             batches, _ = loop.batches_of_an_epoch(dataset, recipe, seed, 0)
-            see_first(network, next(batches)[0])
+            x, _ = next(batches)
+            see_first(network, x)
         self.stack = runtime.active().place(Stack(networks))
+        check(self.stack, networks, x[:4])
         self.optimizer = recipe.optimizer(self.stack)
         self.histories: list[list[dict]] = [[] for _ in networks]
         self.best: list[dict] = [{} for _ in networks]

@@ -18,9 +18,10 @@ import pandas
 import torch
 import yaml
 from filelock import FileLock
+from torch.nn.utils.parametrize import is_parametrized
 
 from rqlib import models
-from rqlib.core import files, machine, provenance, runtime
+from rqlib.core import derived, files, machine, provenance, runtime
 from rqlib.core.parametrizations import bake
 from rqlib.core.resumable import BelongsToAnotherError, Resumable
 from rqlib.workbook import parameters
@@ -107,13 +108,17 @@ class Run:
         seed: int | None = None,
         **metadata,
     ) -> Path:
-        """Write a network's weights, baked, with the run's parameters; arguments as `models.save`.
+        """Write a network's weights, baked and compared, with the run's parameters; arguments as `models.save`.
 
         Args:
             seed: that the network was trained with; the run's own if None.
         """
         values = self.parameters if seed is None else self.parameters | {"seed": seed}
-        return models.save(self.path(file), bake(model), name, spec, parameters=values, **metadata)
+        plain = bake(model)
+        if any(map(is_parametrized, model.modules())):
+            x = runtime.active().place(torch.rand(2, *spec.shape, generator=runtime.rng(0)))
+            derived.check(model, plain, x, what="baking its weights")
+        return models.save(self.path(file), plain, name, spec, parameters=values, **metadata)
 
     def finish(self, **summary) -> None:
         """Write the rows and mark the run as done; print the key figures and where everything lies."""

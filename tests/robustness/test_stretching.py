@@ -33,6 +33,14 @@ def test_bounds_are_above_the_ratios_and_radii_hold():
     assert not (changed & (radii > 0)).any()
 
 
+def test_norms_of_layers_are_ranges():
+    table = robustness.norms_of_layers(networks(), tuple(robust_networks.images(1)[0].shape[1:]))
+    assert list(table.columns) == ["original", "quantized"]
+    for entry in table.original:
+        estimate, bound = map(float, entry.split(" to "))
+        assert 0.9 * bound <= 1.2 * estimate <= 1.2 * bound + 0.02
+
+
 def test_a_bound_below_a_ratio_is_an_error(monkeypatch):
     x, y = robust_networks.images(4)
     exact = network_bounds.Bound.through

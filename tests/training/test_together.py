@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from rqlib import attacks, data, defenses, models
-from rqlib.core import files, runtime
+from rqlib.core import derived, files, runtime
 from rqlib.core.projections import Linf
 from rqlib.training import loop, objectives, recipes, stack, together
 
@@ -75,6 +75,16 @@ def test_a_stack_computes_what_its_networks_compute_and_gives_them_back():
     for network, weights in zip(made, before, strict=True):
         for weight, old in zip(network.parameters(), weights, strict=True):
             assert_close(weight, old + 1)
+
+
+def test_a_stack_that_computes_something_else_is_refused():
+    made = networks()
+    whole, x = stack.Stack(made), torch.rand(3, *images().spec.shape)
+    stack.check(whole, made, x)
+    with torch.no_grad():
+        whole.weights[0][1] += 0.1
+    with pytest.raises(derived.NotEqual, match="stacking network 1 changes what"):
+        stack.check(whole, made, x)
 
 
 def test_it_goes_on_after_an_interruption(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from rqlib import models
-from rqlib.core import files, runtime
+from rqlib import defenses, models
+from rqlib.core import derived, files, runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.workbook import recording, results
 from rqlib.workbook.parameters import ParameterError
@@ -244,3 +244,13 @@ def test_checkpoints_carry_the_runs_parameters():
     assert path == run.path("last.pt")
     assert info["parameters"] == run.parameters
     assert info["metadata"] == {"clean_accuracy": 0.5}
+
+
+def test_a_checkpoint_that_would_compute_something_else_is_refused(monkeypatch):
+    spec = ImageSpec()
+    network = defenses.defend(models.build("SmallCNN", spec, seed=0), weight_format="range_4")
+    run = start()
+    assert run.checkpoint(network, "SmallCNN", spec).is_file()
+    monkeypatch.setattr(recording, "bake", lambda model: models.build("SmallCNN", spec, seed=1))
+    with pytest.raises(derived.NotEqual, match="baking its weights changes what"):
+        run.checkpoint(network, "SmallCNN", spec)
