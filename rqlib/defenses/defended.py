@@ -72,12 +72,12 @@ def _check_same(has: dict, wanted: dict) -> None:
         )
 
 
-def defended(model: nn.Module, settings: dict) -> nn.Module:
+def _rebuilt(model: nn.Module, settings: dict) -> nn.Module:
     """The network of a checkpoint: as `defend`, but for the weights, which the file holds already rounded."""
     return defend(model, **settings | {"weight_format": "none"})
 
 
-checkpoints.CHANGES["defended"] = defended
+checkpoints.CHANGES["defended"] = _rebuilt
 
 
 def _replace_relus(model: nn.Module, make) -> None:
