@@ -2,6 +2,7 @@
 
 from rqlib.pruning.algorithms import METHODS, run
 from rqlib.pruning.channels import remove as remove_channels
+from rqlib.pruning.comparison import claims, compare
 from rqlib.pruning.evaluation import eight_bits, score
 from rqlib.pruning.experiments import ablate, hidden, methods
 from rqlib.pruning.masks import apply_masks, magnitude_masks
@@ -21,6 +22,8 @@ __all__ = [
     "apply_masks",
     "beside_paper",
     "check_masks",
+    "claims",
+    "compare",
     "eight_bits",
     "factor_shares",
     "filters",

@@ -48,12 +48,12 @@ def score(networks: Networks, plan: Plan) -> DataFrame:
 def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int = 8) -> DataFrame:
     """What the networks that keep about a tenth lose in an INT format, without any more training.
 
-    Weights and signals are quantized (`quantization.ptq`); everything is computed in float32. One row per method, with
-    the columns method (``lwm INT_8``), kept, images, model, width, pretrained_for, weights, clean_accuracy,
-    robust_accuracy, and by how much these changed since `score`, whose rows are ``scored``: clean_change,
-    robust_change.
+    Weights and signals are quantized (`quantization.ptq`); everything is computed in float32. One row per method (none
+    if there are no networks), with the columns method (``lwm INT_8``), kept, images, model, width, pretrained_for,
+    weights, clean_accuracy, robust_accuracy, and by how much these changed since `score`, whose rows are ``scored``:
+    clean_change, robust_change.
     """
-    share, rows = min((kept for _, kept in networks), key=lambda kept: abs(kept - 0.1)), []
+    share, rows = min((kept for _, kept in networks), key=lambda kept: abs(kept - 0.1), default=None), []
     calibration = plan.images.calibration(CALIBRATION_IMAGES)
     for method in [method for method, kept in networks if kept == share]:
         quantized = quantization.ptq(networks[method, share], f"INT_{bits}", calibration)
@@ -65,7 +65,8 @@ def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int =
         row |= {"clean_accuracy": clean, "robust_accuracy": robust}
         row |= {"clean_change": clean - before.clean_accuracy, "robust_change": robust - before.robust_accuracy}
         rows.append(row)
-    return DataFrame(rows)
+    scores = ("clean_accuracy", "robust_accuracy", "clean_change", "robust_change")
+    return DataFrame(rows, columns=["method", "kept", *plan.origin, "weights", *scores])
 
 
 def _era(network: nn.Module, plan: Plan, state: str) -> float:

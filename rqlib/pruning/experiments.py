@@ -49,8 +49,7 @@ def hidden(objectives: Sequence[str], plan: Plan) -> DataFrame:
     """
     rows = []
     for trained in objectives:
-        runtime.seed_everything(plan.seed)
-        network, folder = plan.build(), f"hidden-{trained}"
+        network, folder = plan.fresh(), f"hidden-{trained}"
         plan.phase("pretrain", folder, objective=trained).fit(network, "pretrain")
         for chosen in ("none", *objectives):
             found = network

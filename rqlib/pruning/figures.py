@@ -1,4 +1,4 @@
-"""Figures of pruning: accuracy against what is kept, which weights stay, hidden networks, ablations."""
+"""Figures of pruning: accuracy against what is kept and against true size, weights that stay, hidden networks."""
 
 import math
 
@@ -10,10 +10,14 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from rqlib.core import plots
+from rqlib.pruning.rivals import DENSE
 
 METHODS = {"lwm": "LWM", "hydra": "HYDRA", "admm": "ADMM", "multi_step": "multi-step", "scratch": "from scratch"}
 """Method -> its name in figures. The order determines the colors."""
 SCORES = {"clean_accuracy": "clean accuracy", "robust_accuracy": "robust accuracy (PGD)"}
+
+RIVALS = ("NAP", "AP", "Al0", "ALR", "ATMC-32", "ATMC-8", "masked_qat")
+"""Rivals in the order of their colors. From another start, ``NAME-svd``, a rival has the same color, dotted."""
 
 
 def accuracy_against_kept(rows: DataFrame, *, title: str = "Accuracy against what is kept") -> go.Figure:
@@ -58,6 +62,49 @@ def _line(found: DataFrame, method: str, *, showlegend: bool) -> go.Scatter:
         error_y={"array": found.half, "visible": bool(found.half.notna().any())},
         customdata=found["count"],
         hovertemplate=f"{METHODS[method]}, kept %{{x:g}}<br>%{{y:.4f}} over %{{customdata}} seeds<extra></extra>",
+    )
+
+
+def accuracy_against_size(rows: DataFrame, *, title: str = "Accuracy against true size") -> go.Figure:
+    """Clean and robust accuracy of every rival against the compression of its file, on a logarithmic axis.
+
+    Lines are means over seeds, error bars their 95% t intervals. The dashed line is the dense adversarial network.
+
+    Args:
+        rows: of `comparison.compare`, of one or more seeds; rows without file_ratio are not drawn.
+    """
+    rows = rows[rows.file_ratio.notna()]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(SCORES.values()), horizontal_spacing=0.1)
+    for column, score in enumerate(SCORES, start=1):
+        for rival in [name for name in dict.fromkeys(rows.method) if name != DENSE]:
+            line = _line_of_rival(rows[rows.method == rival], rival, score, showlegend=column == 1)
+            figure.add_trace(line, row=1, col=column)
+        if (rows.method == DENSE).any():
+            dense = rows[rows.method == DENSE][score].mean()
+            figure.add_hline(dense, line={"color": "#222222", "width": 1, "dash": "dash"}, row=1, col=column)
+    ticks = [2**power for power in range(1, 11)]
+    figure.update_xaxes(title="compression (dense file / file)", type="log", tickvals=ticks, ticktext=ticks)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title="accuracy (fraction)", col=1)
+    return figure.update_layout(title=title, height=500, margin={"t": 90})
+
+
+def _line_of_rival(rows: DataFrame, rival: str, score: str, *, showlegend: bool) -> go.Scatter:
+    ratios = rows.groupby("kept").file_ratio.mean().rename("ratio").reset_index()
+    found = mean_over_seeds(rows, score).merge(ratios, on="kept").sort_values("ratio")
+    name, other = rival.removesuffix("-svd"), rival.endswith("-svd")
+    return go.Scatter(
+        x=found.ratio,
+        y=found["mean"],
+        name=rival,
+        legendgroup=rival,
+        showlegend=showlegend,
+        mode="lines+markers",
+        line={"color": plots.color(name, RIVALS), "dash": "dot" if other else "solid"},
+        error_y={"array": found.half, "visible": bool(found.half.notna().any())},
+        customdata=found[["kept", "count"]],
+        hovertemplate=f"{rival}, %{{x:.1f}} times smaller, kept %{{customdata[0]:g}}<br>"
+        "%{y:.4f} over %{customdata[1]} seeds<extra></extra>",
     )
 
 

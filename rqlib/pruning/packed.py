@@ -118,29 +118,40 @@ def _read_values(stream: io.BytesIO, count: int, dtype: str, entries: int) -> nd
 
 
 def _index(positions: ndarray, size: int) -> tuple[list[int], bytes]:
-    """(description, bytes) of positions: gaps in Rice's code, or a bitmap if that is no longer.
+    """(description, bytes) of positions: their gaps or those of all others, or a bitmap if these are no shorter.
 
-    Rice's code is described by its number of low bits and the length of its unary part, a bitmap by nothing.
+    Gaps are described by their number of low bits, the length of their unary part, and 1 if they are those of all
+    others; a bitmap by nothing.
     """
+    others = numpy.delete(numpy.arange(size), positions)
+    codes = [([*found, inverse], stream) for inverse, (found, stream) in enumerate(map(_gaps, (positions, others)))]
+    shortest = min(codes, key=lambda code: len(code[1]))
+    if 8 * len(shortest[1]) < size:
+        return shortest
+    bitmap = numpy.zeros(size, bool)
+    bitmap[positions] = True
+    return [], numpy.packbits(bitmap).tobytes()
+
+
+def _gaps(positions: ndarray) -> tuple[list[int], bytes]:
+    """(number of low bits, length of the unary part) and bytes of the gaps between positions in Rice's code."""
     gaps = numpy.diff(positions, prepend=-1) - 1
     lengths = [int((gaps >> low).sum()) + len(gaps) * (1 + low) for low in range(_MOST_LOW_BITS)]
     low = int(numpy.argmin(lengths))
-    if lengths[low] >= size:
-        bitmap = numpy.zeros(size, bool)
-        bitmap[positions] = True
-        return [], numpy.packbits(bitmap).tobytes()
     ends = numpy.cumsum((gaps >> low) + 1) - 1
     unary = numpy.zeros(int(ends[-1]) + 1 if len(ends) else 0, bool)
     unary[ends] = True
     return [low, len(unary)], numpy.packbits(unary).tobytes() + _bits(gaps & ((1 << low) - 1), low)
 
 
-def _read_index(stream: io.BytesIO, count: int, size: int, low: int = 0, length: int = -1) -> ndarray:
+def _read_index(stream: io.BytesIO, count: int, size: int, low: int = 0, length: int = -1, inverse: int = 0) -> ndarray:
     ones = numpy.unpackbits(_bytes(stream, size if length < 0 else length)).nonzero()[0]
     if length < 0:
         return ones
-    gaps = ((numpy.diff(ones, prepend=-1) - 1) << low) + _numbers(stream, count, low)
-    return numpy.cumsum(gaps + 1) - 1
+    listed = size - count if inverse else count
+    gaps = ((numpy.diff(ones, prepend=-1) - 1) << low) + _numbers(stream, listed, low)
+    positions = numpy.cumsum(gaps + 1) - 1
+    return numpy.delete(numpy.arange(size), positions) if inverse else positions
 
 
 def _bits(numbers: ndarray, width: int) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from rqlib import attacks, models, training
+from rqlib.core import runtime
 from rqlib.core.projections import Ball
 from rqlib.core.vocabulary import Attack, ImageSpec, did_you_mean
 from rqlib.data import ImageDataset
@@ -81,6 +82,11 @@ class Plan:
         """A new network of the kind that is pruned, with random weights."""
         made = models.build(self.model, self.made_for, width=self.width, options=self.options)
         return checkpoints.changed(made, self.changes)
+
+    def fresh(self) -> nn.Module:
+        """As `build`, with the random weights of the plan's seed."""
+        runtime.seed_everything(self.seed)
+        return self.build()
 
     @property
     def made_for(self) -> ImageSpec:

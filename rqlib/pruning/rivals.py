@@ -6,7 +6,8 @@ All start from the same network and train for the same number of epochs, as a `P
 - ``prune`` and ``finetune``: what is left of it. ATMC first projects the weights to few nonzeros (Al0), then, in
   ``finetune``, factors of them (ATMC-32). ATMC-8 spends the last three sevenths of ``finetune`` on few distinct values.
 
-The chain of the paper is 200, 200 and 350 epochs long. Source: Gui et al. 2019, arXiv 1902.03538.
+The chain of the paper is 200, 200 and 350 epochs long, and its learning rates fall at milestones (`STAGES`). The short
+form has fewer epochs, and its learning rates fall along a cosine. Source: Gui et al. 2019, arXiv 1902.03538.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from pandas import DataFrame
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -24,17 +26,34 @@ from rqlib.core import parametrizations, projections, runtime
 from rqlib.core.entry import classifier
 from rqlib.core.vocabulary import Objective, did_you_mean
 from rqlib.defenses.quantized_weights import RangeQuantized
-from rqlib.pruning import constraints, factors, low_rank, masks, statistics
+from rqlib.pruning import constraints, factors, low_rank, masks, same_size, statistics
+from rqlib.pruning.algorithms import Phase
 from rqlib.pruning.constraints import Codebooks
 from rqlib.pruning.evaluation import Networks
 from rqlib.pruning.plans import Plan
 from rqlib.training import objectives
+from rqlib.training.recipes import Recipe
 
-FINE = {"weights": 0.01, "factors": 0.005}
-"""Learning rates after the dense network was trained."""
+STAGES = {
+    "dense": (0.05, "atmc_dense"),
+    "weights": (0.01, "atmc_weights"),
+    "factors": (0.005, "atmc_factors"),
+    "values": (0.005, "constant"),
+}
+"""What is trained -> its learning rate, and the schedule of the paper's code."""
+
+FORMS = ("short", "paper")
 
 
-def joint(dense: nn.Module, rivals: Sequence[str], ratios: Sequence[float], plan: Plan) -> Networks:
+def joint(
+    dense: nn.Module,
+    rivals: Sequence[str],
+    ratios: Sequence[float],
+    plan: Plan,
+    *,
+    compressions: Sequence[float] = (),
+    form: str = "short",
+) -> Networks:
     """Compress a network by every rival to every size, each under the same attack and for the same number of epochs.
 
     A network of the ratio r has at most ``floor(r N)`` nonzeros, of N weights of convolutions and linear layers. The
@@ -47,6 +66,9 @@ def joint(dense: nn.Module, rivals: Sequence[str], ratios: Sequence[float], plan
         ratios: nonzeros as fractions of the weights, above 0 and at most 1.
         plan: images, attack, epochs, objective (``adversarial``, or ``mixed`` for half clean images, half attacked
             ones) and where states are kept. Its structure is not used.
+        compressions: true ones, bytes of the dense file / bytes of the compressed one: each rival gets the number of
+            nonzeros whose file is so small (`kept_at`).
+        form: ``short``, learning rates that fall along a cosine; or ``paper``, at the milestones of its code.
 
     Returns:
         (rival, ratio) -> network, whose weights are plain, or factorized (`factors.factorized`). DA, which is not
@@ -54,29 +76,56 @@ def joint(dense: nn.Module, rivals: Sequence[str], ratios: Sequence[float], plan
         A warning names the layers that are left alone: convolutions with groups, and those that share a weight.
 
     Raises:
-        ValueError: unknown rival; a ratio outside (0, 1] or one that keeps nothing; the plan's objective of
-            fine-tuning attacks no images, or it has fewer than 1, 1 and 2 epochs; the network is pruned already, or has
-            parametrized weights; the plan's folder holds states of another network.
+        ValueError: unknown rival or form; a ratio outside (0, 1] or one that keeps nothing; a compression that is not
+            above 1 or too large; the plan's objective of fine-tuning attacks no images, or it has fewer than 1, 1 and
+            2 epochs; the network is pruned already, or has parametrized weights; the plan's folder holds states of
+            another network.
         AssertionError: a network does not keep to its number of nonzeros or of distinct values.
     """
-    for rival in rivals:
-        if rival not in RIVALS:
-            raise ValueError(did_you_mean("rival", rival, RIVALS))
+    if form not in FORMS:
+        raise ValueError(f"expected form {' | '.join(FORMS)}, got {form!r}")
     _check_plan(plan)
     dense = classifier(dense)
-    size = sum(weight.numel() for weight in factors.tensors(dense).values())
-    counts = {ratio: constraints.budget(ratio, size) for ratio in ratios}
-    masks.dense_weights(dense, max(ratios, default=1.0))  # says what is wrong with a network that is not dense
+    asked = _asked(dense, rivals, ratios, compressions)
+    masks.dense_weights(dense, 1.0)  # says what is wrong with a network that is not dense
     factors.say_left_alone(dense)
-    bench, found = _Bench(dense, plan), {}
-    for rival in rivals:
-        make, bits = RIVALS[rival]
-        for ratio, count in counts.items() if rival != DENSE else [(1.0, size)]:
-            network = make(bench, _Size(f"{rival}-{ratio}", ratio, count, bits))
+    bench, found = _Bench(dense, plan, form), {}
+    for rival, sizes in asked.items():
+        bits = RIVALS[rival].bits
+        for ratio, count in sizes.items():
+            network = RIVALS[rival].make(bench, _Size(f"{rival}-{ratio}", ratio, count, bits))
             if network is not None:
                 title = f"{rival} at the ratio {ratio}"
                 found[rival, ratio] = constraints.check(network, count=count, bits=bits, title=title)
     return found
+
+
+def kept_at(dense: nn.Module, rivals: Sequence[str], compressions: Sequence[float]) -> DataFrame:
+    """The ratio of nonzeros at which each rival has each true compression (`same_size.nonzeros`).
+
+    Columns: rival, compression, kept (the ratio, to four digits). DA, which is not compressed, has no rows.
+
+    Raises:
+        ValueError: unknown rival; a compression that is not above 1 or too large.
+    """
+    rows = []
+    for rival in rivals:
+        if rival not in RIVALS:
+            raise ValueError(did_you_mean("rival", rival, RIVALS))
+        known, size = RIVALS[rival], sum(weight.numel() for weight in factors.tensors(dense).values())
+        for compression in compressions if rival != DENSE else ():
+            count = same_size.nonzeros(dense, compression, bits=known.used_bits or known.bits, indexed=known.indexed)
+            rows.append((rival, compression, float(f"{count / size:.4g}")))
+    return DataFrame(rows, columns=["rival", "compression", "kept"])
+
+
+def _asked(
+    dense: nn.Module, rivals: Sequence[str], ratios: Sequence[float], compressions: Sequence[float]
+) -> dict[str, dict[float, int]]:
+    """Rival -> ratio -> number of nonzeros, of all sizes that it is to be compressed to."""
+    size, more = sum(weight.numel() for weight in factors.tensors(dense).values()), kept_at(dense, rivals, compressions)
+    asked = {rival: [*ratios, *more.kept[more.rival == rival]] if rival != DENSE else [1.0] for rival in rivals}
+    return {rival: {ratio: constraints.budget(ratio, size) for ratio in kept} for rival, kept in asked.items()}
 
 
 @dataclass(frozen=True)
@@ -109,8 +158,8 @@ class _Size:
 class _Bench:
     """What the rivals of a comparison share: the network they start from, the plan, and stages trained already."""
 
-    def __init__(self, start: nn.Module, plan: Plan):
-        self.start, self.plan, self._made = start, plan, {}
+    def __init__(self, start: nn.Module, plan: Plan, form: str):
+        self.start, self.plan, self.form, self._made = start, plan, form, {}
 
     @property
     def epochs(self) -> int:
@@ -129,9 +178,16 @@ class _Bench:
         return self.once(goal, partial(self._dense, goal))
 
     def _dense(self, objective: str) -> nn.Module:
+        phase = self.plan.phase("pretrain", "joint/dense", objective=objective)
         model = parametrizations.copied(self.start)
-        self.plan.phase("pretrain", "joint/dense", objective=objective).fit(model, objective)
+        dataclasses.replace(phase, recipe=self._recipe(phase, phase.recipe.epochs, "dense")).fit(model, objective)
         return model
+
+    def _recipe(self, phase: Phase, epochs: int, stage: str) -> Recipe:
+        """The recipe of a phase with the length and the learning rate of a stage (`STAGES`)."""
+        lr, schedule = STAGES[stage]
+        schedule = schedule if self.form == "paper" else phase.recipe.schedule
+        return dataclasses.replace(phase.recipe, epochs=epochs, lr=lr, schedule=schedule)
 
     def train(
         self,
@@ -139,15 +195,15 @@ class _Bench:
         name: str,
         epochs: int,
         *,
-        lr: float = FINE["weights"],
+        stage: str = "weights",
         objective: str | None = None,
         teacher: nn.Module | None = None,
         **options,
     ) -> nn.Module:
-        """Train a network in place, and return it. ``name`` is that of the stage; options are those of `Phase.fit`."""
+        """Train a network in place, and return it. ``name`` is that of its states; options are those of `Phase.fit`."""
         phase = self.plan.phase("finetune", "joint", objective=objective)
-        recipe = dataclasses.replace(phase.recipe, epochs=epochs, lr=lr)
         goal = phase.objective if teacher is None else Distilled(phase.objective, runtime.active().place(teacher))
+        recipe = self._recipe(phase, epochs, stage)
         dataclasses.replace(phase, recipe=recipe, objective=goal).fit(model, name, **options)
         return model
 
@@ -217,12 +273,12 @@ def _atmc(bench: _Bench, size: _Size, *, start: str = "identity") -> nn.Module:
     )
     model = parametrizations.copied(model)
     last = 0 if size.bits is None else 3 * finetune // 7 or 1
-    bench.sparse(model, f"{size.title}-32", finetune - last, size.count, lr=FINE["factors"])
+    bench.sparse(model, f"{size.title}-32", finetune - last, size.count, stage="factors")
     if size.bits is None:
         return model
     hooks = Codebooks(size.count, size.bits)
     model = hooks.attached(model)
-    options = {"penalty": hooks.penalty, "after_step": hooks.after_step, "keep": "last", "lr": FINE["factors"]}
+    options = {"penalty": hooks.penalty, "after_step": hooks.after_step, "keep": "last", "stage": "values"}
     return hooks.settled(bench.train(model, f"{size.title}-{size.bits}", last, **options))
 
 
@@ -254,19 +310,36 @@ def _masked_qat(bench: _Bench, size: _Size) -> nn.Module:
 DENSE = "DA"
 """The rival that is not compressed."""
 
-RIVALS: Mapping[str, tuple[Callable[[_Bench, _Size], nn.Module | None], int | None]] = {
-    "NAP": (_nap, None),
-    DENSE: (_da, None),
-    "AP": (_ap, None),
-    "Al0": (_al0, None),
-    "ALR": (_alr, None),
-    "ATMC-32": (_atmc, None),
-    "ATMC-8": (_atmc, 8),
-    "ATMC-32-svd": (partial(_atmc, start="svd"), None),
-    "ATMC-8-svd": (partial(_atmc, start="svd"), 8),
-    "masked_qat": (_masked_qat, 8),
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to a size.
+
+    Attributes:
+        make: (bench, size) -> network; None if the size is too small for it.
+        bits: of each value; None: 32.
+        indexed: an index says where the nonzeros are.
+        used_bits: so many distinguish the values that really occur, if these are fewer than ``2^bits``.
+    """
+
+    make: Callable[[_Bench, _Size], nn.Module | None]
+    bits: int | None = None
+    indexed: bool = True
+    used_bits: int | None = None
+
+
+RIVALS: Mapping[str, Rival] = {
+    "NAP": Rival(_nap),
+    DENSE: Rival(_da),
+    "AP": Rival(_ap),
+    "Al0": Rival(_al0),
+    "ALR": Rival(_alr, indexed=False),
+    "ATMC-32": Rival(_atmc),
+    "ATMC-8": Rival(_atmc, 8),
+    "ATMC-32-svd": Rival(partial(_atmc, start="svd")),
+    "ATMC-8-svd": Rival(partial(_atmc, start="svd"), 8),
+    "masked_qat": Rival(_masked_qat, 8, used_bits=7),  # a uniform grid, of which the gap around 0 is not used
 }
-"""Name -> (how it is made, bits of each value; None: 32)."""
 
 
 def _check_plan(plan: Plan) -> None:

@@ -75,11 +75,19 @@ def _triangle(done: float) -> float:
     return min(done / 0.2, (1 - done) / 0.8)
 
 
+def _tenths(*milestones: float) -> Callable[[float], float]:
+    """Multiplied by 0.1 after each of these fractions of the epochs."""
+    return lambda done: 0.1 ** sum(done >= milestone for milestone in milestones)
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": _constant,
     "steps": _steps,
     "cosine": _cosine,
     "triangle": _triangle,
+    "atmc_dense": _tenths(0.4, 0.6, 0.75),  # epochs 80, 120 and 150 of 200
+    "atmc_weights": _tenths(0.15, 0.3, 0.45, 0.6),  # 30, 60, 90 and 120 of 200
+    "atmc_factors": _tenths(0.3, 0.4, 0.6),  # 60, 80 and 120 of 200
 }
 
 _FAST = {"nesterov": True, "weight_decay": 5e-4, "schedule": "triangle", "label_smoothing": 0.1}
