@@ -52,13 +52,17 @@ def shared_values(notebook):
 
 
 def after(notebook):
-    """As `runs`, each on the network of each run of 01_train that has the values of the group's ``of``."""
+    """As `runs`, each on the network of each run of 01_train that has the values of the group's ``of``.
+
+    The parameters in the group's list ``same`` have the values of that run.
+    """
     return {
         f"{OUTPUTS}/{notebook}/{folder_of(Path(folder).name, *values.values())}":
-            {**values, **network_of(folder, {**shared_values("01_train"), **found})}
+            {**values, **{name: found[name] for name in group.get("same", [])},
+             **network_of(folder, {**shared_values("01_train"), **found})}
         for group in WORKFLOW.get(notebook, [])
         for folder, found in RUNS["01_train"].items() if group.get("of", {}).items() <= found.items()
-        for values in combinations([{name: values for name, values in group.items() if name != "of"}])
+        for values in combinations([{name: values for name, values in group.items() if name not in ("of", "same")}])
     }
 
 

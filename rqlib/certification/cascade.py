@@ -23,7 +23,7 @@ from rqlib.core import runtime
 from rqlib.core.entry import classifier
 from rqlib.core.projections import Linf
 from rqlib.core.resumable import Resumable, fingerprint
-from rqlib.core.vocabulary import Attack
+from rqlib.core.vocabulary import Attack, did_you_mean
 
 WRONG, ATTACKED, CERTIFIED, UNDECIDED = OUTCOMES = "wrong", "attacked", "certified", "undecided"
 IBP, CROWN_IBP, CROWN = BOUNDS = "IBP", "CROWN-IBP", "CROWN"
@@ -40,6 +40,7 @@ def cascade(
     *,
     epsilon: float,
     attack: Attack | None = None,
+    asked: Sequence[str] = BOUNDS,
     batch_size: int = 64,
     checkpoint: str | Path | None = None,
 ) -> DataFrame:
@@ -50,6 +51,8 @@ def cascade(
         images, labels: uint8 (N, C, H, W), or pixels in [0, 1]; int64 (N,).
         epsilon: radius in pixels.
         attack: whose images decide for ``attacked``; PGD of 50 steps in the ball if None.
+        asked: names of the bounds that are tried, of `BOUNDS`. CROWN takes a second per image or less on small
+            networks, and minutes on deep ones.
         batch_size: images that are worked on, and kept, together. Memory grows with it.
         checkpoint: file in which the rows are kept, and from which an interrupted computation goes on.
 
@@ -59,20 +62,25 @@ def cascade(
         accuracy; that of ``certified`` and ``undecided`` together is the accuracy under attack.
 
     Raises:
-        ValueError: as `ibp`; numbers of images and labels differ; the checkpoint belongs to another computation.
+        ValueError: as `ibp`; an unknown bound; numbers of images and labels differ; the checkpoint belongs to another
+            computation.
     """
+    for name in asked:
+        if name not in BOUNDS:
+            raise ValueError(did_you_mean("bound", name, dict.fromkeys(BOUNDS)))
     if len(images) != len(labels) or not len(labels):
         raise ValueError(f"expected one label per image, got {len(images)} images and {len(labels)} labels")
     boxes.check_radius(epsilon)
     with runtime.exact() as policy:
         model = policy.place(classifier(model))
         attack = attack or _pgd(epsilon)
-        kept = Resumable(checkpoint, _identity(checkpoint, model, images, labels, epsilon, attack), kind="cascade")
+        identity = {} if checkpoint is None else _identity(model, images, labels, epsilon, attack, asked)
+        kept = Resumable(checkpoint, identity, kind="cascade")
         rows = kept.load().get("rows", [])
         x = policy.place(data.to_pixels(images[:1]))
         steps = programs.program(model, tuple(x.shape[1:]))
         bounds.check_classes(steps)
-        names = _usable(steps)
+        names = _usable(steps, asked)
         for start in runtime.progress(range(len(rows), len(labels), batch_size), "certifying"):
             part = slice(start, start + batch_size)
             x, y = policy.place(data.to_pixels(images[part])), policy.place(labels[part])
@@ -90,6 +98,7 @@ def ladder(
     radii: Sequence[float],
     *,
     attack: Callable[[float], Attack] | None = None,
+    asked: Sequence[str] = BOUNDS,
     folder: str | Path | None = None,
 ) -> DataFrame:
     """For each radius: the clean accuracy, that under PGD, and what CROWN, CROWN-IBP and IBP certify, each at most it.
@@ -97,13 +106,14 @@ def ladder(
     CROWN stands for the best of the three bounds, and CROWN-IBP for the better of two.
 
     Args:
-        model, images, labels: as `cascade`.
+        model, images, labels, asked: as `cascade`.
         radii: L-infinity, in pixels.
         attack: from a radius to the attack; PGD of 50 steps if None.
         folder: where the states of `cascade` are kept, one file per radius.
 
     Returns:
-        One row per radius: epsilon_255, clean, PGD, CROWN, CROWN-IBP, IBP (fractions of all images), images, seconds.
+        One row per radius: epsilon_255, clean, PGD, CROWN, CROWN-IBP, IBP (fractions of all images; of the bounds
+        those that are asked for), images, seconds.
     """
     rows = []
     for epsilon in radii:
@@ -112,12 +122,21 @@ def ladder(
             *(model, images, labels),
             epsilon=epsilon,
             attack=None if attack is None else attack(epsilon),
+            asked=asked,
             checkpoint=checkpoint,
         )
-        rows.append(
-            {"epsilon_255": 255 * epsilon, **rungs(found), "images": len(found), "seconds": found.seconds.sum()}
-        )
+        reached = {name: share for name, share in rungs(found).items() if name not in BOUNDS or name in asked}
+        rows.append({"epsilon_255": 255 * epsilon, **reached, "images": len(found), "seconds": found.seconds.sum()})
     return DataFrame(rows)
+
+
+def ladder_if_known(*arguments, **options) -> DataFrame:
+    """As `ladder`; where no bounds are known for the network, a warning says why, and the table has no rows."""
+    try:
+        return ladder(*arguments, **options)
+    except programs.NoBounds as error:
+        warnings.warn(f"not certified: {error}", stacklevel=2)
+        return DataFrame(columns=["epsilon_255", *LADDER, "images", "seconds"])
 
 
 def rungs(table: DataFrame) -> dict[str, float]:
@@ -137,15 +156,14 @@ def _pgd(epsilon: float) -> Attack:
     return attacks.named("pgd", ball=ball, **attacks.pace(ball, 50), active_set=True)
 
 
-def _identity(checkpoint, model: nn.Module, images, labels, epsilon: float, attack: Attack) -> dict:
+def _identity(model: nn.Module, images, labels, epsilon: float, attack: Attack, asked) -> dict:
     """What the result depends on."""
-    if checkpoint is None:
-        return {}
     return {
         "network": fingerprint(model.state_dict()),
         "images": fingerprint(images, labels),
         "epsilon": epsilon,
         "attack": in_words(attack),
+        "asked": list(asked),
     }
 
 
@@ -205,12 +223,12 @@ def _crown(steps: list[Step], box: Box, y: Tensor, wanted: Tensor) -> Tensor:
 _BOUNDS = {IBP: _ibp, CROWN_IBP: _crown_ibp, CROWN: _crown}
 
 
-def _usable(steps: list[Step]) -> tuple[str, ...]:
-    """Names of the bounds that are known for all steps; warns if these are not all three."""
+def _usable(steps: list[Step], asked: Sequence[str]) -> list[str]:
+    """Names of the bounds that are asked for and known for all steps, the cheapest first; warns if some are not."""
     without = [step.name for step in steps if step.kind == programs.MONOTONE]
     if not without:
-        return BOUNDS
+        return [name for name in BOUNDS if name in asked]
     warnings.warn(
         f"no linear bounds are known for {', '.join(without)}: images are certified by boxes (IBP) alone", stacklevel=3
     )
-    return (IBP,)
+    return [IBP] if IBP in asked else []

@@ -18,6 +18,8 @@ def accuracy_ladder(table: DataFrame, *, title: str = "What withstands, and what
     """Clean accuracy, that under attack, and what three bounds certify, against the radius; from `ladder`."""
     figure, rows = go.Figure(), table.sort_values("epsilon_255")
     for name, shade, dash in zip(LADDER, _SHADES, ("dot", "dash", "solid", "solid", "solid"), strict=True):
+        if name not in rows:
+            continue
         text = _NAMES.get(name, f"{name} certifies")
         line = go.Scatter(x=rows.epsilon_255, y=rows[name], name=text, mode="lines+markers")
         line.update(

@@ -77,18 +77,23 @@ def start(steps: list[Step]) -> int:
     return number
 
 
+class NoBounds(ValueError):
+    """No bounds are known for a network. The message names what they are not known for."""
+
+
 def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     """The steps of a network from the image (number 0) to the logits (the last).
 
     Raises:
-        ValueError: torch.fx cannot trace the network; it draws random numbers; a step has no bounds (it is named).
+        NoBounds: torch.fx cannot trace the network; it draws random numbers; a step has no bounds (it is named).
     """
     if is_randomized(model):
-        raise ValueError(
-            "the network draws random numbers, which no bound holds for; randomized smoothing certifies it"
-        )
+        raise NoBounds("the network draws random numbers, which no bound holds for; randomized smoothing certifies it")
     images = torch.rand(2, *image_shape, generator=runtime.rng(0)).to(next(model.parameters()))
-    network = model if isinstance(model, fx.GraphModule) else derived.folded(model, images)
+    try:
+        network = model if isinstance(model, fx.GraphModule) else derived.folded(model, images)
+    except ValueError as error:
+        raise NoBounds(str(error)) from error
     with runtime.evaluating(network), torch.no_grad():
         return read(network, images[:1])
 
@@ -97,7 +102,7 @@ def read(network: fx.GraphModule, image: Tensor) -> list[Step]:
     """The steps of a graph, in eval mode, from running it on one image (1, C, H, W). The steps share its layers.
 
     Raises:
-        ValueError: a step has no bounds (it is named).
+        NoBounds: a step has no bounds (it is named).
     """
     reader = _Reader(network)
     reader.run(image)
@@ -138,7 +143,7 @@ class _Reader(fx.Interpreter):
         kind, limits = _of_operation(node, signals) if module is None else _of_module(module)
         if kind is None:
             what = _name(node) if module is None else f"{type(module).__name__}{' with hooks' * _is_hooked(module)}"
-            raise ValueError(
+            raise NoBounds(
                 f"no bounds are known for {what} ({node.name}); known are convolutions, linear layers, BatchNorm, "
                 "ReLU, clips, rounding, pools, sums, concatenations. Randomized smoothing certifies any network"
             )

@@ -1,6 +1,7 @@
 """Which weights does a network need?"""
 
 from rqlib.pruning.algorithms import METHODS, run
+from rqlib.pruning.certificates import Smoothing, certified, smoothed
 from rqlib.pruning.channels import remove as remove_channels
 from rqlib.pruning.comparison import claims, compare
 from rqlib.pruning.evaluation import eight_bits, score
@@ -18,9 +19,11 @@ __all__ = [
     "METHODS",
     "RIVALS",
     "Plan",
+    "Smoothing",
     "ablate",
     "apply_masks",
     "beside_paper",
+    "certified",
     "check_masks",
     "claims",
     "compare",
@@ -37,4 +40,5 @@ __all__ = [
     "run",
     "score",
     "sizes",
+    "smoothed",
 ]

@@ -9,12 +9,13 @@ import torch
 from pandas import DataFrame
 from torch import nn
 
-from rqlib import models
+from rqlib import models, training
 from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
 from rqlib.models import checkpoints
 from rqlib.pruning import algorithms
+from rqlib.pruning.certificates import Smoothing
 from rqlib.pruning.evaluation import Networks, accuracies
 from rqlib.pruning.plans import Plan
 
@@ -42,21 +43,27 @@ def methods(dense: nn.Module, names: Sequence[str], kept: Sequence[float], plan:
     return {(name, share): make.get(name, _pruned)(name, dense, share, plan) for name in names for share in kept}
 
 
-def hidden(objectives: Sequence[str], plan: Plan) -> DataFrame:
+def hidden(objectives: Sequence[str], plan: Plan, smoothing: Smoothing | None = None) -> DataFrame:
     """Train a network for each objective, and choose half of its weights for each objective, by `algorithms.hydra`.
 
-    One row per network: pretrained_for, pruned_for (``none`` for the whole network), clean_accuracy, robust_accuracy.
+    One row per network: pretrained_for, pruned_for (``none`` for the whole network), clean_accuracy, robust_accuracy;
+    and smoothed_accuracy, which is certified by noise, if ``smoothing`` says how.
     """
     rows = []
     for trained in objectives:
         network, folder = plan.fresh(), f"hidden-{trained}"
-        plan.phase("pretrain", folder, objective=trained).fit(network, "pretrain")
+        phase = plan.phase("pretrain", folder, objective=trained)
+        phase.fit(training.initialize(network, phase.objective), "pretrain")
         for chosen in ("none", *objectives):
             found = network
             if chosen != "none":
                 found = algorithms.hydra(network, 0.5, plan.phase("prune", f"{folder}/{chosen}", objective=chosen))
             row = {"pretrained_for": trained, "pruned_for": chosen}
-            rows.append(row | accuracies(found, plan, f"{folder}/era-{chosen}"))
+            row |= accuracies(found, plan, f"{folder}/era-{chosen}")
+            if smoothing is not None:
+                table = smoothing.certify(found, plan, f"{folder}/smoothed-{chosen}")
+                row["smoothed_accuracy"] = table.certified.mean()
+            rows.append(row)
     return DataFrame(rows)
 
 
@@ -115,5 +122,6 @@ def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Mo
     weights = round(kept * cost.weight_count(dense))
     network = compact(plan.model, plan.made_for, weights, width=plan.width, options=plan.options)
     network = checkpoints.changed(network, plan.changes)
-    plan.phase(SCRATCH, f"{name}-{kept}").fit(network, SCRATCH)
+    phase = plan.phase(SCRATCH, f"{name}-{kept}")
+    phase.fit(training.initialize(network, phase.objective), SCRATCH)
     return network

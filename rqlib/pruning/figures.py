@@ -1,5 +1,6 @@
 """Figures of pruning: accuracy against what is kept and against true size, weights that stay, hidden networks."""
 
+import functools
 import math
 
 import plotly.graph_objects as go
@@ -9,7 +10,10 @@ from pandas import DataFrame
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from rqlib.certification.cascade import LADDER
+from rqlib.certification.figures import smoothed_accuracy as smoothed_accuracy
 from rqlib.core import plots
+from rqlib.pruning.certificates import FLOAT
 from rqlib.pruning.rivals import DENSE
 
 METHODS = {"lwm": "LWM", "hydra": "HYDRA", "admm": "ADMM", "multi_step": "multi-step", "scratch": "from scratch"}
@@ -108,6 +112,29 @@ def _line_of_rival(rows: DataFrame, rival: str, score: str, *, showlegend: bool)
     )
 
 
+def certified_against_radius(table: DataFrame, *, title: str = "Withstands, and proved to withstand") -> go.Figure:
+    """Accuracy under PGD, and what the closest bound certifies, against the radius; from `certificates.certified`.
+
+    One color per network; in an INT format its line is dashed.
+    """
+    closest = next(name for name in LADDER[2:] if name in table)
+    titles = {"PGD": "withstand PGD", closest: f"certified by {closest}"}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(titles.values()), shared_yaxes=True)
+    names = (table.method + table.kept.map(" {:g}".format)).rename("name")
+    networks = dict.fromkeys(names)
+    for (name, form), rows in table.sort_values("epsilon_255").groupby([names, "format"], sort=False):
+        label = name if form == FLOAT else f"{name} {form}"
+        for column, score in enumerate(titles, start=1):
+            line = go.Scatter(x=rows.epsilon_255, y=rows[score], name=label, legendgroup=label, mode="lines+markers")
+            shade = {"color": plots.color(name, networks), "dash": "solid" if form == FLOAT else "dash"}
+            hover = f"{label}, %{{x:g}}/255: %{{y:.4f}}<extra></extra>"
+            figure.add_trace(line.update(line=shade, hovertemplate=hover, showlegend=column == 1), row=1, col=column)
+    figure.update_xaxes(title="L∞ radius (gray levels of 255)")
+    figure.update_yaxes(title="accuracy (fraction)", range=[-0.02, 1.02], col=1)
+    figure.update_yaxes(range=[-0.02, 1.02], col=2)
+    return figure.update_layout(title=title, height=500, margin={"t": 90})
+
+
 def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, title: str = "") -> go.Figure:
     """Histogram of the weights of a layer, and of those that each mask keeps; counts are on a logarithmic axis.
 
@@ -137,14 +164,21 @@ def kept_histogram(weight: Tensor, masks: dict[str, Tensor], *, bins: int = 81, 
 
 def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in networks") -> go.Figure:
     """The rows of `experiments.hidden`: accuracies by the objectives of pretraining (down) and pruning (across)."""
-    clean, robust = (rows.pivot_table(score, "pretrained_for", "pruned_for", sort=False) for score in SCORES)
-    written = zip(robust.to_numpy(), clean.to_numpy(), strict=True)
+    shown = {"robust": "robust_accuracy", "clean": "clean_accuracy", "by noise": "smoothed_accuracy"}
+    tables = {
+        word: rows.pivot_table(score, "pretrained_for", "pruned_for", sort=False)
+        for word, score in shown.items()
+        if score in rows
+    }
+    clean, robust = tables["clean"], tables["robust"]
+    written = [f"{word} " + table.map("{:.3f}".format) for word, table in tables.items()]
+    text = functools.reduce(lambda above, below: above + "<br>" + below, written)
     heatmap = go.Heatmap(
         z=robust.to_numpy(),
         x=list(robust.columns),
         y=list(robust.index),
         customdata=clean.to_numpy(),
-        text=[[f"robust {r:.3f}<br>clean {c:.3f}" for r, c in zip(*pair, strict=True)] for pair in written],
+        text=text.to_numpy(),
         texttemplate="%{text}",
         hovertemplate="pretrained for %{y}, pruned for %{x}<br>robust %{z:.4f}, clean %{customdata:.4f}<extra></extra>",
         zmin=0,

@@ -9,15 +9,18 @@ from torch import nn
 
 from rqlib import attacks, models, training
 from rqlib.core import runtime
-from rqlib.core.projections import Ball
-from rqlib.core.vocabulary import Attack, ImageSpec, did_you_mean
+from rqlib.core.projections import Ball, Linf
+from rqlib.core.vocabulary import Attack, ImageSpec, Objective, did_you_mean
 from rqlib.data import ImageDataset
 from rqlib.models import checkpoints
 from rqlib.pruning.algorithms import Phase
 from rqlib.training import objectives
+from rqlib.training.certified_objectives import CERTIFIED
 from rqlib.training.recipes import Recipe
 
 PHASES = ("prune", "finetune", "pretrain")
+NEW = ("pretrain", "scratch")
+"""Phases that begin with new networks."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ class Plan:
             if found.keys() != set(expected):
                 raise ValueError(f"expected {name} of {' and '.join(expected)}, got {', '.join(found) or 'none'}")
         for goal in self.objectives.values():
-            if goal not in objectives.OBJECTIVES:
-                raise ValueError(did_you_mean("objective", goal, objectives.OBJECTIVES))
+            if goal not in objectives.OBJECTIVES | CERTIFIED:
+                raise ValueError(did_you_mean("objective", goal, objectives.OBJECTIVES | CERTIFIED))
+            if goal in CERTIFIED and not isinstance(self.ball, Linf):
+                raise ValueError(f"expected an L-infinity ball for the objective {goal}, got {self.ball}")
 
     @property
     def origin(self) -> dict:
@@ -99,28 +104,42 @@ class Plan:
         Args:
             kind: as for `recipe`.
             folder: below the plan's folder; two trainings with equal recipes and networks need different ones.
-            objective: its name; by default that of ``prune`` or ``finetune`` of the plan.
+            objective: its name; by default that of ``prune`` or ``finetune`` of the plan. One that bounds the loss in
+                a ball grows the ball only for new networks, and keeps the last epoch.
         """
         goal = objective or self.objectives["prune" if kind in ("prune", "admm") else "finetune"]
         return Phase(
             self.images,
-            training.objective(goal, attack=self._pgd(best=False)),
-            self.recipe(kind),
-            attack=self._pgd(active_set=True) if goal in objectives.ROBUST else None,
+            self._objective(goal, new=kind in NEW),
+            self.recipe(kind, certified=goal in CERTIFIED),
+            attack=self._pgd(active_set=True) if goal in objectives.ROBUST | CERTIFIED else None,
             seed=self.seed,
             folder=self.state(folder),
         )
 
-    def recipe(self, kind: str) -> Recipe:
+    def recipe(self, kind: str, *, certified: bool = False) -> Recipe:
         """SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, for at least one epoch.
 
         The learning rate is 0.1 for scores (``prune``) and for new networks (``pretrain``, ``scratch``), and 0.01 for
         weights that are trained already (``finetune``, and ``admm``, which is ADMM's way of pruning). Training from
         ``scratch`` takes the epochs of all phases together.
+
+        For an objective that bounds the loss (``certified``) it is Adam, without weight decay, at the learning rates
+        5e-4 for weights and 5e-3 for scores, whatever the method.
         """
         lengths = {**self.epochs, "admm": self.epochs["prune"], "scratch": sum(self.epochs.values())}
         base = training.recipe("finetune" if kind in ("finetune", "admm") else "hydra")
-        return dataclasses.replace(base, epochs=max(lengths[kind], 1))
+        base = dataclasses.replace(base, epochs=max(lengths[kind], 1))
+        if not certified:
+            return base
+        lr = 5e-3 if kind == "prune" else 5e-4
+        return dataclasses.replace(base, optimizer_name="adam", lr=lr, weight_decay=0.0, clip_norm=10.0)
+
+    def _objective(self, goal: str, *, new: bool) -> Objective:
+        if goal not in CERTIFIED:
+            return training.objective(goal, attack=self._pgd(best=False))
+        made = training.objective(goal, epsilon=self.ball.epsilon)
+        return made if new else made.at_full_radius()
 
     def state(self, name: str) -> Path | None:
         """Path of a file or folder of states below the plan's folder; None if nothing is kept."""

@@ -1,5 +1,6 @@
 """Can a figure of robustness be believed?"""
 
+from rqlib.certification import ladder_if_known
 from rqlib.robustness.curves import against_epsilon, geometries
 from rqlib.robustness.defense_study import VARIANTS, Trained, histories, one_seed, study
 from rqlib.robustness.diagnostics import CHECKS, diagnose
@@ -28,6 +29,7 @@ __all__ = [
     "guaranteed",
     "hidden_by_noise",
     "histories",
+    "ladder_if_known",
     "leak",
     "loss_surface",
     "norms_of_layers",

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from scipy import stats
 from torch import Tensor, nn
 
+from rqlib.certification.figures import accuracy_ladder as accuracy_ladder
 from rqlib.core import plots, runtime
 from rqlib.data import datasets
 from rqlib.defenses.figures import bound_over_measured as bound_over_measured

@@ -2,8 +2,8 @@
 
 from rqlib.measures import profile
 from rqlib.training.loop import fit, weights
+from rqlib.training.objectives import initialize, penalized, robust
 from rqlib.training.objectives import named as objective
-from rqlib.training.objectives import penalized, robust
 from rqlib.training.outcome import score, summary
 from rqlib.training.recipes import recipe
 from rqlib.training.several_seeds import each_seed
@@ -12,6 +12,7 @@ from rqlib.training.variants import variant
 __all__ = [
     "each_seed",
     "fit",
+    "initialize",
     "objective",
     "penalized",
     "profile",

@@ -1,10 +1,11 @@
 """Objectives of networks that are to be certified by boxes or by linear bounds.
 
 They train on bounds of the margins in an L-infinity ball. The ball's radius grows during the training, so they are
-objects that `fit` tells which epoch begins, and the last epoch is what counts (``keep="last"``). A network that is
+objects that `fit` tells which epoch begins, and that tell it to keep the last epoch (``keep``). A network that is
 trained from new weights by IBP needs weights that fit it: `Certified.initialize`.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +76,7 @@ class Certified:
     part: float = 1.0
     attacked: float = 0.0
     label_smoothing: float = 0.0
+    keep: str = field(default="last", init=False)
     _when: tuple[int, int, int] | None = field(default=None, init=False)  # epoch, epochs, steps of an epoch
     _step: int = field(default=0, init=False)
 
@@ -94,6 +96,10 @@ class Certified:
             steps: batches of an epoch, if they are known; else the radius is the same in all of them.
         """
         self._when, self._step = (epoch, epochs, steps), 0
+
+    def at_full_radius(self) -> "Certified":
+        """The same from the first step on at the full radius: for networks that are trained already."""
+        return dataclasses.replace(self, ramp=None)
 
     def initialize(self, model: nn.Module) -> None:
         """Give a new network the weights that this objective needs (`initialize`), in place; none if ``shi`` is off."""
@@ -165,11 +171,16 @@ class MixTrain:
     images: int = 5
     chance: float = 0.8
     label_smoothing: float = 0.0
+    keep: str = field(default="last", init=False)
     _when: tuple[int, int] | None = field(default=None, init=False)
 
     def __post_init__(self):
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"expected epsilon in [0, 1], got {self.epsilon}")
+
+    def at_full_radius(self) -> "MixTrain":
+        """Itself: its clean loss suits networks that are trained already."""
+        return self
 
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int = 1) -> None:
         """Called by `fit` before every epoch, counted from 0."""

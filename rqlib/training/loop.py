@@ -44,7 +44,7 @@ def fit(
     after_epoch: Callable[[nn.Module, list[dict]], None] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
-    keep: str = "best",
+    keep: str | None = None,
 ) -> pandas.DataFrame:
     """Train ``model`` in place, return one row per epoch, and leave the weights of the best epoch in the model.
 
@@ -62,7 +62,8 @@ def fit(
         after_epoch: called with the model and the rows so far, for schedules and live curves.
         checkpoint: file in which the whole state is kept after every epoch, and from which the training goes on,
             on a CPU bit for bit. `weights` reads its best or last weights.
-        keep: which weights stay in the model: ``best``, or ``last`` if the objective changes between epochs.
+        keep: which weights stay in the model: ``best``, or ``last``; None: what the attribute ``keep`` of an objective
+            says that changes between epochs, else the best.
 
     Returns:
         DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds,
@@ -73,6 +74,7 @@ def fit(
         ValueError: the checkpoint belongs to another training, as its recipe, seed, start weights or number of images
             tell (objective and attack are not compared); unknown ``keep``; BatchNorm is given batches of one image.
     """
+    keep = keep or getattr(objective, "keep", "best")
     if keep not in ("best", "last"):
         raise ValueError(f"expected keep = 'best' or 'last', got {keep!r}")
     _say_joined(len(dataset.train.labels), recipe.batch_size)
@@ -245,6 +247,8 @@ def one_pass(
             loss = objective(model, x, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         losses.append(loss.detach())
         after_step(model)

@@ -87,6 +87,11 @@ class Penalized:
     penalty: Callable[[nn.Module], Tensor]
     strength: float
 
+    @property
+    def keep(self) -> str:
+        """Which epoch `fit` keeps: as the objective says."""
+        return getattr(self.objective, "keep", "best")
+
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return self.objective(model, x, y) + self.strength * self.penalty(model)
 
@@ -148,8 +153,8 @@ def robust(name: str, *, epsilon: float, step_size: float, steps: int, **setting
 
     The objective is given the last iterate of PGD; the attack stops for each image as soon as it is misclassified.
     ``n_fgsm`` is given the images of one noisy step instead (`attacks.noisy_fgsm`), which costs about as much as two
-    natural trainings; whether it fails against PGD, `overfitting.flag` tells. For an objective that attacks no images,
-    such as ``natural``, the attack is None.
+    natural trainings; whether it fails against PGD, `overfitting.flag` tells. Those in `CERTIFIED` are given the ball
+    alone, and are scored under PGD, too. For others that attack no images, such as ``natural``, the attack is None.
 
     Args:
         epsilon, step_size, steps: of PGD in an L-infinity ball, the first two in pixels.
@@ -162,5 +167,15 @@ def robust(name: str, *, epsilon: float, step_size: float, steps: int, **setting
     inner = attacks.named("pgd", best=False, **climb)
     if name == "n_fgsm":
         inner = partial(attacks.noisy_fgsm, ball=climb["ball"])
+    settings |= {"epsilon": epsilon} if name in CERTIFIED else {}
     objective = named(name, attack=inner, **settings)
-    return objective, attacks.named("pgd", active_set=True, **climb) if name in ROBUST else None
+    return objective, attacks.named("pgd", active_set=True, **climb) if name in ROBUST | CERTIFIED else None
+
+
+def initialize(model: nn.Module, objective: Objective) -> nn.Module:
+    """Give a new network the random weights that an objective asks for, in place, and return it.
+
+    Most ask for none. Those for certification by boxes do (`certified_objectives.initialize`).
+    """
+    getattr(objective, "initialize", lambda _: None)(model)
+    return model

@@ -11,7 +11,7 @@ from rqlib.core import runtime
 from rqlib.core.vocabulary import Attack, Objective
 from rqlib.training.loop import fit
 from rqlib.training.recipes import Recipe
-from rqlib.training.together import fit_together
+from rqlib.training.together import can_be_joined, fit_together
 
 
 def each_seed(
@@ -27,7 +27,7 @@ def each_seed(
     """Train one network per seed; yields (seed, network, history).
 
     On a CPU `fit` trains one after another, because all at once would take longer there. On a GPU `fit_together`
-    trains them as one, unless the recipe averages weights.
+    trains them as one, unless the recipe averages weights or clips gradients, or the objective keeps the last epoch.
 
     Args:
         make: seed -> network with random weights of that seed.
@@ -39,7 +39,8 @@ def each_seed(
     """
     seeds = list(seeds)
     path = (lambda name: None) if keep is None else keep
-    if len(seeds) > 1 and runtime.active().device.type == "cuda" and recipe.epochs and recipe.ema_decay is None:
+    joined = recipe.epochs and can_be_joined(recipe) and getattr(objective, "keep", "best") == "best"
+    if len(seeds) > 1 and runtime.active().device.type == "cuda" and joined:
         networks = [runtime.active().place(make(seed)) for seed in seeds]
         options = {"attack": attack, "checkpoint": path("together.pt")}
         histories = fit_together(networks, dataset, objective, recipe, seeds, **options)

@@ -41,11 +41,11 @@ def fit_together(
         checkpoint: file in which everything is kept after every epoch, and from which the training goes on.
 
     Raises:
-        ValueError: a recipe that averages weights; the checkpoint belongs to another training.
+        ValueError: a recipe that averages weights or clips gradients; the checkpoint belongs to another training.
         FloatingPointError: a loss is no longer finite.
     """
-    if recipe.ema_decay is not None:
-        raise ValueError("expected a recipe that averages no weights, got ema_decay; train the networks by fit")
+    if not can_be_joined(recipe):
+        raise ValueError("expected a recipe without ema_decay and clip_norm; train the networks by fit")
     training = _Together(networks, dataset, recipe, seeds, checkpoint)
     goal = _OfStack(objective, len(networks))
     for epoch in runtime.progress(range(len(training.histories[0]), recipe.epochs), "epochs"):
@@ -57,6 +57,11 @@ def fit_together(
     for network, best in zip(networks, training.best, strict=True):
         network.load_state_dict(best)
     return [pandas.DataFrame(history) for history in training.histories]
+
+
+def can_be_joined(recipe: Recipe) -> bool:
+    """Whether `fit_together` takes a recipe: it averages no weights and clips no gradients."""
+    return recipe.ema_decay is None and recipe.clip_norm is None
 
 
 class _Together:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rqlib.training.objectives import ROBUST
+from rqlib.training.objectives import CERTIFIED, NOISY, ROBUST
 
 WORDS = {"": "original", "A": "adversarial", "Q": "quantized", "R": "regularized"}
 """Names of the variants with at most one defense; others join the letters: ``Q+A``, ``Q+R``, ``A+R``, ``Q+A+R``."""
@@ -12,7 +12,10 @@ LEAKY = "leaky"
 
 
 def variant(parameters: Mapping) -> str:
-    """Q: rounded weights or another activation; A: trained under attack; R: a penalty on the weights; RSE: noise."""
+    """Q: rounded weights or another activation; A: trained under attack; R: a penalty on the weights; RSE: noise.
+
+    A training for certificates, or for smoothing, gives the name of its objective, before these letters.
+    """
     objective = parameters.get("objective", "natural")
     rounded = parameters.get("weight_format", "none") != "none" or parameters.get("activation", "relu") != "relu"
     penalized = parameters.get("penalty", "none") != "none" and parameters.get("penalty_strength", 1) > 0
@@ -21,11 +24,13 @@ def variant(parameters: Mapping) -> str:
     name = WORDS.get(letters, letters)
     if objective == "leaky_adversarial":
         name = LEAKY if letters == "A" else f"{letters}, {LEAKY}"
+    if objective in CERTIFIED | NOISY:
+        name = f"{objective}+{letters}" if letters else objective
     if parameters.get("noise_std", 0) > 0:
-        name = f"RSE+{letters}" if letters else "RSE"
+        name = "RSE" if name == WORDS[""] else f"RSE+{letters or name}"
     return name
 
 
 def trained_radius(parameters: Mapping) -> float:
-    """The radius, in gray levels of 255, of the attack that a network was trained under; NaN without one."""
-    return parameters["epsilon_255"] if parameters.get("objective") in ROBUST else float("nan")
+    """The radius, in gray levels of 255, of the ball that a network was trained for; NaN without one."""
+    return parameters["epsilon_255"] if parameters.get("objective") in ROBUST | CERTIFIED else float("nan")

@@ -15,7 +15,9 @@ R = {"penalty": "cosine", "penalty_strength": 0.1}
     ("parameters", "name"),
     [
         ({}, "original"),
-        ({"objective": "smoothed"}, "original"),
+        ({"objective": "smoothed"}, "smoothed"),
+        (Q | {"objective": "ibp"}, "ibp+Q"),
+        ({"objective": "gaussian", "noise_std": 0.1}, "RSE+gaussian"),
         (A, "adversarial"),
         ({"objective": "n_fgsm"}, "adversarial"),
         (Q, "quantized"),
@@ -35,6 +37,6 @@ def test_variant(parameters, name):
     assert variants.variant(parameters) == name
 
 
-def test_only_training_under_attack_has_a_radius():
-    assert variants.trained_radius(A) == 8.0
+def test_only_training_for_a_ball_has_a_radius():
+    assert variants.trained_radius(A) == variants.trained_radius(A | {"objective": "ibp"}) == 8.0
     assert math.isnan(variants.trained_radius({"objective": "natural", "epsilon_255": 8.0}))
