@@ -122,7 +122,7 @@ def certified_against_radius(table: DataFrame, *, title: str = "Withstands, and 
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(titles.values()), shared_yaxes=True)
     names = (table.method + table.kept.map(" {:g}".format)).rename("name")
     networks = dict.fromkeys(names)
-    for (name, form), rows in table.sort_values("epsilon_255").groupby([names, "format"], sort=False):
+    for (name, form), rows in table.sort_values("epsilon_255", kind="stable").groupby([names, "format"], sort=False):
         label = name if form == FLOAT else f"{name} {form}"
         for column, score in enumerate(titles, start=1):
             line = go.Scatter(x=rows.epsilon_255, y=rows[score], name=label, legendgroup=label, mode="lines+markers")
