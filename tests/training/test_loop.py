@@ -235,3 +235,42 @@ def test_no_epochs_only_score_the_network(tmp_path):
     for found in (model.state_dict(), loop.weights(tmp_path / "a.pt"), loop.weights(tmp_path / "a.pt", "last")):
         assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
     assert outcome.summary(history)["epochs_run"] == 0
+
+
+def test_a_norm_that_is_clipped_shortens_the_step():
+    """One step of SGD without momentum is as long as the learning rate times the clipped norm."""
+    one = dataclasses.replace(RECIPE, epochs=1, batch_size=320, momentum=0.0, nesterov=False, ema_decay=None)
+    lengths = {}
+    for clip in (None, 1e-3):
+        model, recipe = network(), dataclasses.replace(one, schedule="constant", clip_norm=clip)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        fit(model, recipe)
+        moved = [(new - old).norm() for new, old in zip(model.parameters(), before, strict=True)]
+        lengths[clip] = torch.stack(moved).norm().item() / recipe.lr
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert lengths[None] > 0.01
+
+
+def test_an_objective_may_keep_the_last_epoch():
+    """A ball that grows makes the first epochs the most accurate and the least certified."""
+    states, options = states_after_epochs()
+    certified, attack = objectives.robust("ibp", epsilon=0.1, step_size=0.05, steps=1)
+    assert attack is not None
+    model = objectives.initialize(network(), certified)
+    fit(model, dataclasses.replace(PLAIN, epochs=2), objective=objectives.penalized(certified, None, 0.0), **options)
+    assert all(torch.equal(value, states[-1][name]) for name, value in model.state_dict().items())
+    weighted = objectives.penalized(certified, lambda model: 0 * next(model.parameters()).sum(), 1.0)
+    assert weighted.keep == "last"
+    assert objectives.penalized(objectives.natural, lambda model: 0.0, 1.0).keep == "best"
+
+
+def test_new_weights_are_what_the_objective_asks_for():
+    plain = network()
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    objectives.initialize(plain, objectives.natural)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+    certified, _ = objectives.robust("ibp", epsilon=0.1, step_size=0.05, steps=1)
+    objectives.initialize(plain, certified)
+    changed = [name for name, value in plain.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed
+    assert all(name.endswith("weight") for name in changed)

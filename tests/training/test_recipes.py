@@ -48,3 +48,12 @@ def test_epochs_are_the_recipes_own_or_those_asked_for():
 def test_faulty_recipes_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_adam_and_late_steps():
+    recipe = recipes.recipe("certified")
+    optimizer = recipe.optimizer(nn.Linear(2, 2))
+    assert type(optimizer).__name__ == "Adam"
+    assert [recipe.lr_at(epoch) for epoch in (0, 119, 120, 140)] == pytest.approx([5e-4, 5e-4, 1e-4, 2e-5])
+    with pytest.raises(ValueError, match="unknown optimizer 'adamw' .did you mean 'adam'"):
+        recipes.Recipe(1, optimizer_name="adamw")
