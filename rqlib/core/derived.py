@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from rqlib.core import layers, parametrizations, runtime
 
@@ -30,11 +31,14 @@ def traced(model: nn.Module, images: Tensor) -> fx.GraphModule:
 def folded(model: nn.Module, images: Tensor) -> fx.GraphModule:
     """The graph of a network with BatchNorm folded (`layers.fold_batchnorm`), checked on images (`check`).
 
+    Parametrized weights become plain ones.
+
     Raises:
         NotEqual: folded and recorded by torch.fx, the network computes something else.
         ValueError: torch.fx cannot trace the network.
     """
-    plain = layers.fold_batchnorm(model)
+    parametrized = any(map(parametrize.is_parametrized, model.modules()))
+    plain = layers.fold_batchnorm(parametrizations.bake(model) if parametrized else model)
     graph = fx.GraphModule(plain, layers.trace(plain), type(model).__name__)
     check(model, graph, images, what="folding BatchNorm")
     return graph

@@ -123,8 +123,9 @@ def test_scores_move_for_a_bound(dense, plan):
 
 
 @torch.no_grad()
-def test_bounds_of_a_factorized_network_are_those_of_its_weights():
-    plain = narrow("CNN_small")
+@pytest.mark.parametrize("name", ["CNN_small", "SmallCNN"])  # without and with BatchNorm
+def test_bounds_of_a_factorized_network_are_those_of_its_weights(name):
+    plain = narrow(name)
     factorized = factors.factorized(plain, dict.fromkeys(factors.layer_names(plain)))
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     y = plain(x).argmax(1)
