@@ -62,7 +62,7 @@ def joint(
 
     Args:
         dense: the network that all start from; new weights for the chain of the paper. It stays as it is.
-        rivals: of `RIVALS`.
+        rivals: of `RIVALS`; none of them for no networks, whatever the plan.
         ratios: nonzeros as fractions of the weights, above 0 and at most 1.
         plan: images, attack, epochs, objective (``adversarial``, or ``mixed`` for half clean images, half attacked
             ones) and where states are kept. Its structure is not used.
@@ -82,6 +82,8 @@ def joint(
             another network.
         AssertionError: a network does not keep to its number of nonzeros or of distinct values.
     """
+    if not rivals:
+        return {}
     if form not in FORMS:
         raise ValueError(f"expected form {' | '.join(FORMS)}, got {form!r}")
     _check_plan(plan)

@@ -214,6 +214,11 @@ def test_what_cannot_be_asked_is_refused(dense, plan, asked, changes, words):
         pruning.joint(dense, *asked, dataclasses.replace(plan, **changes))
 
 
+def test_without_rivals_nothing_is_asked_of_the_plan(dense, plan):
+    natural = dataclasses.replace(plan, objectives={"prune": "natural", "finetune": "natural"})
+    assert pruning.joint(dense, [], [0.5], natural) == {}
+
+
 def test_a_network_that_is_pruned_or_parametrized_already_is_refused(dense, plan):
     masked = pruning.apply_masks(dense, pruning.magnitude_masks(dense, 0.1))
     with pytest.raises(ValueError, match="expected a plain weight, found a parametrized one"):
