@@ -95,7 +95,22 @@ def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     except ValueError as error:
         raise NoBounds(str(error)) from error
     with runtime.evaluating(network), torch.no_grad():
-        return read(network, images[:1])
+        steps = read(network, images[:1])
+        _check(steps, network, images)
+    return steps
+
+
+def _check(steps: list[Step], network: nn.Module, images: Tensor) -> None:
+    """Raise NoBounds unless the steps, which were read from one image, compute what the network does for several."""
+    try:
+        values: list[Tensor] = []
+        for step in steps:
+            values.append(step.apply(*(values[source] for source in step.sources)) if step.sources else images)
+        same = torch.allclose(values[-1], network(images), rtol=1e-4, atol=1e-4)
+    except RuntimeError as error:
+        raise NoBounds(f"the network does other things for {len(images)} images than for one: {error}") from error
+    if not same:
+        raise NoBounds(f"the network computes other logits for {len(images)} images than for one at a time")
 
 
 def read(network: fx.GraphModule, image: Tensor) -> list[Step]:
@@ -117,6 +132,7 @@ class _Reader(fx.Interpreter):
         self.steps: list[Step] = []
         self.numbers: dict[fx.Node, int] = {}
         self.several: dict[fx.Node, tuple[tuple[int, ...], Callable]] = {}
+        self.batch_sizes: set[fx.Node] = set()
 
     def run_node(self, node: fx.Node):
         value = super().run_node(node)
@@ -131,6 +147,8 @@ class _Reader(fx.Interpreter):
             self.several[node] = sources, self._function(node)
         elif sources and node.op != "output" and node.target not in (getattr, "size", "dim"):
             self._note(node, self._step(node, value, sources))
+        elif _is_batch_size(node):
+            self.batch_sizes.add(node)
         return value
 
     def _note(self, node: fx.Node, step: Step) -> None:
@@ -156,12 +174,13 @@ class _Reader(fx.Interpreter):
         return Step(node.name, kind, sources, apply, shape, module, limits)
 
     def _function(self, node: fx.Node) -> Callable[..., Tensor]:
-        """The operation as a function of the signals that it reads."""
+        """The operation as a function of the signals that it reads, for any number of images."""
         signals = [source for source in node.all_input_nodes if source in self.numbers]
         constants = {source: self.env[source] for source in node.all_input_nodes if source not in self.numbers}
+        sizes = [source for source in constants if source in self.batch_sizes]
 
         def apply(*values: Tensor) -> Tensor:
-            known = constants | dict(zip(signals, values, strict=True))
+            known = constants | dict.fromkeys(sizes, len(values[0])) | dict(zip(signals, values, strict=True))
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda part: known[part])
             if node.op == "call_method":
                 return getattr(args[0], node.target)(*args[1:], **kwargs)
@@ -171,6 +190,16 @@ class _Reader(fx.Interpreter):
 
     def _picked(self, node: fx.Node, make: Callable) -> Callable[..., Tensor]:
         return lambda *values: make(*values)[node.args[1]]
+
+
+def _is_batch_size(node: fx.Node) -> bool:
+    """Whether a node is ``x.size(0)``, ``x.size()[0]`` or ``x.shape[0]``."""
+    if node.target == "size":
+        return node.args[1:] == (0,) or node.kwargs == {"dim": 0}
+    if _name(node) != "getitem" or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
+        return False
+    whole = node.args[0]
+    return whole.target == "size" and not whole.args[1:] or whole.target is getattr and whole.args[1] == "shape"
 
 
 def _out_of_place(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:

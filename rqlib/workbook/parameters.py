@@ -23,11 +23,12 @@ KINDS = re.compile(r"(?P<list>list\[)?(?P<item>int|float|str|bool)(?(list)\])(?P
 """The types that a parameter may have."""
 
 LIMITS: list[tuple[dict[str, float], str]] = [
-    ({"ge": 1}, "*batch_size *steps *restarts *samples *images *members *iterations *bits *trainings"),
-    ({"ge": 0}, "*epochs seed seeds *_strength sigma sigmas *_sigma *_std weight_decay workers"),
-    ({"gt": 0}, "*learning_rate width widths temperature"),
-    ({"ge": 0, "le": 255}, "epsilon*_255 step_size_255"),
-    ({"gt": 0, "le": 1}, "kept *_kept"),
+    ({"ge": 1}, "*batch_size *steps *restarts *samples *images *members *iterations *bits *trainings *draws"),
+    ({"ge": 0}, "*epochs *gamma seed seeds *_strength sigma sigmas *_sigma *_std weight_decay workers"),
+    ({"gt": 0}, "*learning_rate *_radius width widths temperature"),
+    ({"ge": 0, "le": 255}, "epsilon*_255 step_size_255 certified_255"),
+    ({"gt": 0, "le": 1}, "kept *_kept *_ratios"),
+    ({"gt": 1}, "*_compressions"),
     ({"ge": 0, "le": 1}, "*fraction *probability"),
     ({"gt": 0, "lt": 1}, "alpha confidence"),
 ]

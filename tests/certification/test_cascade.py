@@ -1,5 +1,6 @@
 """The cascade of wrong, attacked and certified images: agrees with each bound alone, goes on, refuses bad input."""
 
+import dataclasses
 import re
 
 import numpy
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rqlib import attacks, certification, defenses
-from rqlib.certification import cascade, figures
+from rqlib.certification import cascade, figures, programs
 from rqlib.certification.bounds import certified
 from rqlib.core.projections import Linf
 from rqlib.core.resumable import BelongsToAnotherError
@@ -116,3 +117,38 @@ def _certify(model: nn.Module, epsilon: float = 0.01, count: int = 1) -> None:
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         call()
+
+
+class Shuffled(nn.Module):
+    """Asks for its batch size, in two ways, to shuffle channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, 2), nn.Linear(4 * 15 * 15, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        count, channels, height, width = x.size()
+        x = x.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+        return self.linear(x.view(x.shape[0], -1))
+
+
+def test_a_network_may_ask_for_its_batch_size():
+    model, images = Shuffled().eval(), torch.rand(7, *COLOR.shape, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    table = certification.certify(model, images, labels, epsilon=1e-5)
+    assert (table.outcome == "certified").all()
+
+
+def test_a_program_that_is_not_the_network_is_refused():
+    model = narrow("CNN_small")
+    steps = programs.program(model, COLOR.shape)
+    images = torch.rand(2, *COLOR.shape)
+    programs._check(steps, model, images)
+    with pytest.raises(programs.NoBounds, match="computes other logits for 2 images than for one"):
+        programs._check(steps, nn.Sequential(model, nn.Linear(10, 10)), images)
+    wrong = [
+        dataclasses.replace(step, apply=lambda x: x.view(1, -1)) if step.kind == "reshape" else step for step in steps
+    ]
+    with pytest.raises(programs.NoBounds, match="does other things for 2 images than for one"):
+        programs._check(wrong, model, images)

@@ -39,6 +39,8 @@ SMALL = {  # the digits preset, made smaller
         "check_images": 20,
         "formats": ["INT_8"],
         "quantized_images": 20,
+        "certified_images": 5,
+        "certified_255": [1.0],
     },
     "06_prune": {
         "methods": ["lwm", "hydra", "scratch"],
