@@ -45,6 +45,7 @@ def smoothed_accuracy(
         line.update(line={"color": plots.color(name, tables), "dash": plots.dash(name, tables), "shape": "vh"})
         line.update(hovertemplate=f"{name}, radius %{{x:.3f}}: %{{y:.4f}}<extra></extra>")
         figure.add_trace(line)
-    figure.update_xaxes(title="L2 radius (pixels in [0, 1])", rangemode="tozero")
+    reach = max((table.radius_l2.max() for table in tables.values()), default=0.0)
+    figure.update_xaxes(title="L2 radius (pixels in [0, 1])", range=[0, 1.05 * reach or 1])
     figure.update_yaxes(title="certified accuracy (fraction)", range=[-0.02, 1.02])
     return figure.update_layout(title=title, legend=_BELOW, showlegend=True)

@@ -52,6 +52,11 @@ def certified(
     return whole[[*first, *(name for name in whole if name not in first)]]
 
 
+def title_of(method: str, kept: float) -> str:
+    """``hydra 0.1``; ``dense`` for the whole network."""
+    return method if kept == 1 else f"{method} {kept:g}"
+
+
 def _forms(network: nn.Module, plan: Plan, bits: int | None) -> Mapping[str, nn.Module]:
     """Name of a format -> the network in it."""
     plain = parametrizations.bake(network)
@@ -85,8 +90,8 @@ class Smoothing:
 
 
 def smoothed(networks: Networks, plan: Plan, smoothing: Smoothing) -> dict[str, DataFrame]:
-    """Name of each network, such as ``hydra 0.1`` -> its table of `Smoothing.certify`."""
+    """Name of each network (`title_of`) -> its table of `Smoothing.certify`."""
     return {
-        f"{method} {kept:g}": smoothing.certify(network, plan, f"smoothed-{method}-{kept}")
+        title_of(method, kept): smoothing.certify(network, plan, f"smoothed-{method}-{kept}")
         for (method, kept), network in networks.items()
     }

@@ -6,14 +6,14 @@ import math
 import plotly.graph_objects as go
 import scipy.stats
 import torch
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from rqlib.certification.cascade import LADDER
 from rqlib.certification.figures import smoothed_accuracy as smoothed_accuracy
 from rqlib.core import plots
-from rqlib.pruning.certificates import FLOAT
+from rqlib.pruning.certificates import FLOAT, title_of
 from rqlib.pruning.rivals import DENSE
 
 METHODS = {"lwm": "LWM", "hydra": "HYDRA", "admm": "ADMM", "multi_step": "multi-step", "scratch": "from scratch"}
@@ -120,7 +120,7 @@ def certified_against_radius(table: DataFrame, *, title: str = "Withstands, and 
     closest = next(name for name in LADDER[2:] if name in table)
     titles = {"PGD": "withstand PGD", closest: f"certified by {closest}"}
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(titles.values()), shared_yaxes=True)
-    names = (table.method + table.kept.map(" {:g}".format)).rename("name")
+    names = Series(map(title_of, table.method, table.kept), table.index, name="name")
     networks = dict.fromkeys(names)
     for (name, form), rows in table.sort_values("epsilon_255", kind="stable").groupby([names, "format"], sort=False):
         label = name if form == FLOAT else f"{name} {form}"

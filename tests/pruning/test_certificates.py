@@ -53,7 +53,7 @@ def test_each_network_in_each_format_at_each_radius(table):
     assert (table[ORDER].diff(axis=1).iloc[:, 1:] <= 0).all(axis=None), "never more proved than withstood"
     figure = figures.certified_against_radius(table)
     assert [line.name for line in figure.data][::2] == [
-        f"{name}{form}" for name in ("dense 1", "lwm 0.1", "hydra 0.1") for form in ("", " INT_8")
+        f"{name}{form}" for name in ("dense", "lwm 0.1", "hydra 0.1") for form in ("", " INT_8")
     ]
     assert figure.data[0].line.dash == "solid"
     assert figure.data[2].line.dash == "dash"
@@ -80,7 +80,7 @@ def test_a_network_without_bounds_is_left_out_and_named(plan):
 def test_certified_by_noise(dense, pruned, plan):
     noise = pruning.Smoothing(0.25, images=4, draws=[50])
     tables = pruning.smoothed({("dense", 1.0): dense, **pruned}, plan, noise)
-    assert list(tables) == ["dense 1", "lwm 0.1", "hydra 0.1"]
+    assert list(tables) == ["dense", "lwm 0.1", "hydra 0.1"]
     assert all(len(found) == 4 for found in tables.values())
     assert len(figures.smoothed_accuracy(tables).data) == 3
 
