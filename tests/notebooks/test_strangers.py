@@ -14,10 +14,10 @@ from tests.notebooks.small import ROOT, SMALL, command
 from tests.notebooks.strangers import STRANGERS
 
 SMALLER = {  # beside the values in SMALL
-    "02_quantize": {"formats": ["INT_4", "INT_8"]},
+    "02_quantize": {"formats": ["INT_8"], "sensitivity_formats": ["INT_4"], "test_images": 50},
     "03_fit": {},
-    "04_generator": {"robust_formats": ["INT_4"], "robust_images": 10, "pseudo_images": 50},
-    "05_robust": {"test_images": 30, "check_images": 10, "quantized_images": 10},
+    "04_generator": {"formats": ["INT_8"], "robust_formats": ["INT_8"], "robust_images": 5, "pseudo_images": 30},
+    "05_robust": {"test_images": 15, "check_images": 5, "quantized_images": 5, "certified_images": 2},
     "06_prune": {"methods": ["lwm", "scratch"], "hidden_objectives": [], "ablation_images": []},
 }
 
