@@ -103,7 +103,7 @@ def ladder(
 ) -> DataFrame:
     """For each radius: the clean accuracy, that under PGD, and what CROWN, CROWN-IBP and IBP certify, each at most it.
 
-    CROWN stands for the best of the three bounds, and CROWN-IBP for the better of two.
+    CROWN stands for the best of the bounds that are asked for, and CROWN-IBP for the better of two.
 
     Args:
         model, images, labels, asked: as `cascade`.
@@ -115,6 +115,10 @@ def ladder(
         One row per radius: epsilon_255, clean, PGD, CROWN, CROWN-IBP, IBP (fractions of all images; of the bounds
         those that are asked for), images, seconds.
     """
+    if not len(radii) or not len(asked):
+        raise ValueError(
+            f"expected at least one radius and one of the bounds {', '.join(BOUNDS)}, got {radii}, {asked}"
+        )
     rows = []
     for epsilon in radii:
         checkpoint = None if folder is None else Path(folder) / f"cascade_{255 * epsilon:.6g}.pt"
@@ -228,7 +232,7 @@ def _usable(steps: list[Step], asked: Sequence[str]) -> list[str]:
     without = [step.name for step in steps if step.kind == programs.MONOTONE]
     if not without:
         return [name for name in BOUNDS if name in asked]
-    warnings.warn(
-        f"no linear bounds are known for {', '.join(without)}: images are certified by boxes (IBP) alone", stacklevel=3
-    )
-    return [IBP] if IBP in asked else []
+    left = [IBP] if IBP in asked else []
+    how = "images are certified by boxes (IBP) alone" if left else "no image is certified; boxes (IBP) would work"
+    warnings.warn(f"no linear bounds are known for {', '.join(without)}: {how}", stacklevel=3)
+    return left

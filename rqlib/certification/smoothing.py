@@ -42,7 +42,10 @@ def l2_radius(probability: float, sigma: float) -> float:
     return max(0.0, sigma * float(norm.ppf(probability)))
 
 
-def smooth(model: nn.Module, *, sigma: float, alpha: float = 0.001, seed: int = 0) -> "Smoothed":
+ALPHA = 0.001
+
+
+def smooth(model: nn.Module, *, sigma: float, alpha: float = ALPHA, seed: int = 0) -> "Smoothed":
     """The smoothed network, which certifies and predicts.
 
     Args:
@@ -60,6 +63,21 @@ def smooth(model: nn.Module, *, sigma: float, alpha: float = 0.001, seed: int = 
     if not 0 < alpha < 1:
         raise ValueError(f"expected alpha between 0 and 1, got {alpha}")
     return Smoothed(classifier(model), sigma, alpha, seed)
+
+
+def check_draws(stages: Sequence[int], radius: float | None, sigma: float, alpha: float) -> None:
+    """Raise a ValueError unless the numbers of draws increase and can certify the radius."""
+    stages = list(stages)
+    if not stages or stages[0] < 1 or sorted(set(stages)) != stages:
+        raise ValueError(f"expected increasing numbers of draws, such as {STAGES}, got {tuple(stages)}")
+    alpha = alpha / len(stages)
+    best = l2_radius(alpha ** (1 / stages[-1]), sigma)
+    if radius is not None and not 0 <= radius <= best:
+        needed = math.ceil(math.log(alpha) / math.log(norm.cdf(radius / sigma))) if radius > 0 else 1
+        raise ValueError(
+            f"{stages[-1]:,} draws at sigma {sigma:g} can certify an L2 radius of at most {best:.4f}, and "
+            f"{radius:g} is asked for: take at least {needed:,} draws, or a larger sigma"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Smoothed:
                 checkpoint belongs to another computation.
         """
         stages = [int(count) for count in ([draws] if isinstance(draws, int) else draws)]
-        self._check(stages, radius)
+        check_draws(stages, radius, self.sigma, self.alpha)
         settings = {"draws": stages, "radius": radius, "purpose": "certify"}
         rows = self._rows(images, labels, settings, checkpoint, lambda x, rng: self._certified(x, stages, radius, rng))
         table = DataFrame(rows)
@@ -122,19 +140,6 @@ class Smoothed:
         return DataFrame(
             self._rows(images, labels, settings, checkpoint, lambda x, rng: self._predicted(x, draws, rng))
         )
-
-    def _check(self, stages: list[int], radius: float | None) -> None:
-        """Raise unless the draws can certify the radius."""
-        if not stages or stages[0] < 1 or sorted(set(stages)) != stages:
-            raise ValueError(f"expected increasing numbers of draws, such as {STAGES}, got {tuple(stages)}")
-        alpha = self.alpha / len(stages)
-        best = l2_radius(alpha ** (1 / stages[-1]), self.sigma)
-        if radius is not None and not 0 <= radius <= best:
-            needed = math.ceil(math.log(alpha) / math.log(norm.cdf(radius / self.sigma))) if radius > 0 else 1
-            raise ValueError(
-                f"{stages[-1]:,} draws at sigma {self.sigma:g} can certify an L2 radius of at most {best:.4f}, and "
-                f"{radius:g} is asked for: take at least {needed:,} draws, or a larger sigma"
-            )
 
     def _rows(self, images, labels, settings: dict, checkpoint, compute) -> list[dict]:
         """The rows of all images, kept after every group of them."""

@@ -1,7 +1,7 @@
 """Which weights does a network need?"""
 
 from rqlib.pruning.algorithms import METHODS, run
-from rqlib.pruning.certificates import Smoothing, certified, smoothed
+from rqlib.pruning.certificates import Smoothing, certified, smoothed, together
 from rqlib.pruning.channels import remove as remove_channels
 from rqlib.pruning.comparison import claims, compare
 from rqlib.pruning.evaluation import eight_bits, score
@@ -41,4 +41,5 @@ __all__ = [
     "score",
     "sizes",
     "smoothed",
+    "together",
 ]

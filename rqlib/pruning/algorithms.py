@@ -31,7 +31,8 @@ from rqlib.training.recipes import Recipe
 class Phase:
     """How one phase is trained: on which images, for which objective, by which recipe.
 
-    The best epoch is the one most accurate under the attack, or on clean images if it is None. States from which an
+    The best epoch is the one most accurate under the attack, or on clean images if it is None; an objective that
+    changes between epochs keeps the last. States from which an
     interrupted training goes on are kept in the folder, if there is one.
     """
 
@@ -42,11 +43,11 @@ class Phase:
     seed: int = 0
     folder: Path | None = None
 
-    def fit(self, model: nn.Module, name: str, *, penalty=None, keep="best", **hooks) -> pandas.DataFrame:
+    def fit(self, model: nn.Module, name: str, *, penalty=None, keep=None, **hooks) -> pandas.DataFrame:
         """Train the model in place (`training.fit`); return one row per epoch.
 
         ``name`` is that of the file of states, without ending. ``penalty(model)`` is added to the objective.
-        ``hooks`` are ``after_step`` and ``after_epoch``.
+        ``keep`` is that of `training.fit`; ``hooks`` are ``after_step`` and ``after_epoch``.
         """
         objective = training.penalized(self.objective, penalty, 1.0)
         state = None if self.folder is None else Path(self.folder) / f"{name}.pt"

@@ -8,6 +8,7 @@ from pandas import DataFrame
 from torch import nn
 
 from rqlib import certification, quantization
+from rqlib.certification import smoothing
 from rqlib.certification.cascade import BOUNDS
 from rqlib.core import parametrizations
 from rqlib.pruning.evaluation import CALIBRATION_IMAGES, Networks
@@ -52,6 +53,11 @@ def certified(
     return whole[[*first, *(name for name in whole if name not in first)]]
 
 
+def together(tables: Mapping[str, DataFrame]) -> DataFrame:
+    """The tables of `smoothed`, one below the other, with the column network."""
+    return pandas.concat([table.assign(network=name) for name, table in tables.items()], ignore_index=True)
+
+
 def title_of(method: str, kept: float) -> str:
     """``hydra 0.1``; ``dense`` for the whole network."""
     return method if kept == 1 else f"{method} {kept:g}"
@@ -75,12 +81,18 @@ class Smoothing:
         radius: of the L2 ball that is asked for, in pixels; None: the largest that the draws certify.
         images: how many test images are certified.
         draws: for each of them; the last number is the most.
+
+    Raises:
+        ValueError: the draws do not increase, or cannot certify the radius.
     """
 
     sigma: float
     radius: float | None = None
     images: int = 100
     draws: Sequence[int] = (100, 1000)
+
+    def __post_init__(self):
+        smoothing.check_draws(self.draws, self.radius, self.sigma, smoothing.ALPHA)
 
     def certify(self, network: nn.Module, plan: Plan, state: str) -> DataFrame:
         """The table of `Smoothed.certify`; ``state`` is the name of the file, without ending, that it goes on from."""
@@ -89,9 +101,9 @@ class Smoothing:
         return smoothed.certify(*test, radius=self.radius, draws=self.draws, checkpoint=plan.state(f"{state}.pt"))
 
 
-def smoothed(networks: Networks, plan: Plan, smoothing: Smoothing) -> dict[str, DataFrame]:
+def smoothed(networks: Networks, plan: Plan, noise: Smoothing) -> dict[str, DataFrame]:
     """Name of each network (`title_of`) -> its table of `Smoothing.certify`."""
     return {
-        title_of(method, kept): smoothing.certify(network, plan, f"smoothed-{method}-{kept}")
+        title_of(method, kept): noise.certify(network, plan, f"smoothed-{method}-{kept}")
         for (method, kept), network in networks.items()
     }

@@ -9,11 +9,10 @@ import torch
 from pandas import DataFrame
 from torch import nn
 
-from rqlib import models, training
+from rqlib import models
 from rqlib.core import runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
-from rqlib.models import checkpoints
 from rqlib.pruning import algorithms
 from rqlib.pruning.certificates import Smoothing
 from rqlib.pruning.evaluation import Networks, accuracies
@@ -43,25 +42,26 @@ def methods(dense: nn.Module, names: Sequence[str], kept: Sequence[float], plan:
     return {(name, share): make.get(name, _pruned)(name, dense, share, plan) for name in names for share in kept}
 
 
-def hidden(objectives: Sequence[str], plan: Plan, smoothing: Smoothing | None = None) -> DataFrame:
+def hidden(objectives: Sequence[str], plan: Plan, noise: Smoothing | None = None) -> DataFrame:
     """Train a network for each objective, and choose half of its weights for each objective, by `algorithms.hydra`.
 
     One row per network: pretrained_for, pruned_for (``none`` for the whole network), clean_accuracy, robust_accuracy;
-    and smoothed_accuracy, which is certified by noise, if ``smoothing`` says how.
+    and smoothed_accuracy, which is certified by noise, if ``noise`` says how.
     """
     rows = []
     for trained in objectives:
-        network, folder = plan.fresh(), f"hidden-{trained}"
+        folder = f"hidden-{trained}"
         phase = plan.phase("pretrain", folder, objective=trained)
-        phase.fit(training.initialize(network, phase.objective), "pretrain")
+        network = plan.fresh(phase.objective)
+        phase.fit(network, "pretrain")
         for chosen in ("none", *objectives):
             found = network
             if chosen != "none":
                 found = algorithms.hydra(network, 0.5, plan.phase("prune", f"{folder}/{chosen}", objective=chosen))
             row = {"pretrained_for": trained, "pruned_for": chosen}
             row |= accuracies(found, plan, f"{folder}/era-{chosen}")
-            if smoothing is not None:
-                table = smoothing.certify(found, plan, f"{folder}/smoothed-{chosen}")
+            if noise is not None:
+                table = noise.certify(found, plan, f"{folder}/smoothed-{chosen}")
                 row["smoothed_accuracy"] = table.certified.mean()
             rows.append(row)
     return DataFrame(rows)
@@ -121,7 +121,7 @@ def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Mo
     runtime.seed_everything(plan.seed)
     weights = round(kept * cost.weight_count(dense))
     network = compact(plan.model, plan.made_for, weights, width=plan.width, options=plan.options)
-    network = checkpoints.changed(network, plan.changes)
     phase = plan.phase(SCRATCH, f"{name}-{kept}")
-    phase.fit(training.initialize(network, phase.objective), SCRATCH)
+    network = plan.begun(network, phase.objective)
+    phase.fit(network, SCRATCH)
     return network

@@ -83,15 +83,15 @@ class Plan:
         columns = {"model": self.model, "width": self.width, "pretrained_for": self.pretrained_for}
         return {"images": self.images.title, **columns}
 
-    def build(self) -> nn.Module:
-        """A new network of the kind that is pruned, with random weights."""
-        made = models.build(self.model, self.made_for, width=self.width, options=self.options)
-        return checkpoints.changed(made, self.changes)
-
-    def fresh(self) -> nn.Module:
-        """As `build`, with the random weights of the plan's seed."""
+    def fresh(self, objective: Objective | None = None) -> nn.Module:
+        """A new network of the kind that is pruned, with the plan's random weights, as an objective wants them."""
         runtime.seed_everything(self.seed)
-        return self.build()
+        made = models.build(self.model, self.made_for, width=self.width, options=self.options)
+        return self.begun(made, objective)
+
+    def begun(self, made: nn.Module, objective: Objective | None) -> nn.Module:
+        """A new network with the weights that an objective asks for, changed as the network that is pruned was."""
+        return checkpoints.changed(training.initialize(made, objective), self.changes)
 
     @property
     def made_for(self) -> ImageSpec:

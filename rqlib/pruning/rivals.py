@@ -57,8 +57,8 @@ def joint(
     """Compress a network by every rival to every size, each under the same attack and for the same number of epochs.
 
     A network of the ratio r has at most ``floor(r N)`` nonzeros, of N weights of convolutions and linear layers. The
-    attack has a random start and meets the network in eval mode. The best epoch is that of the highest accuracy under
-    attack on validation images; only ATMC with a codebook keeps the last.
+    attack has a random start and meets the network in eval mode; NAP meets none. The best epoch is that of the highest
+    accuracy under attack (NAP: without) on validation images; only ATMC with a codebook keeps the last.
 
     Args:
         dense: the network that all start from; new weights for the chain of the paper. It stays as it is.
@@ -105,7 +105,8 @@ def joint(
 def kept_at(dense: nn.Module, rivals: Sequence[str], compressions: Sequence[float]) -> DataFrame:
     """The ratio of nonzeros at which each rival has each true compression (`same_size.nonzeros`).
 
-    Columns: rival, compression, kept (the ratio, to four digits). DA, which is not compressed, has no rows.
+    Columns: rival, compression, kept (the ratio, to four digits). DA, which is not compressed, has no rows. Nor has a
+    rival whose file would be smaller still with all of its nonzeros.
 
     Raises:
         ValueError: unknown rival; a compression that is not above 1 or too large.
@@ -117,7 +118,8 @@ def kept_at(dense: nn.Module, rivals: Sequence[str], compressions: Sequence[floa
         known, size = RIVALS[rival], sum(weight.numel() for weight in factors.tensors(dense).values())
         for compression in compressions if rival != DENSE else ():
             count = same_size.nonzeros(dense, compression, bits=known.used_bits or known.bits, indexed=known.indexed)
-            rows.append((rival, compression, float(f"{count / size:.4g}")))
+            if count < size:
+                rows.append((rival, compression, float(f"{count / size:.4g}")))
     return DataFrame(rows, columns=["rival", "compression", "kept"])
 
 

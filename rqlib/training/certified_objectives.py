@@ -21,7 +21,9 @@ from rqlib.certification.boxes import Box
 from rqlib.certification.programs import Step
 from rqlib.core import layers, runtime
 from rqlib.core.projections import Linf
+from rqlib.core.resumable import fingerprint
 from rqlib.core.vocabulary import Attack
+from rqlib.defenses.noise import is_randomized
 
 _TOLERANCE = 0.5  # of Shi et al.'s regularizers
 _ATTACK_STEPS = 8
@@ -98,7 +100,7 @@ class Certified:
         self._when, self._step = (epoch, epochs, steps), 0
 
     def at_full_radius(self) -> "Certified":
-        """The same from the first step on at the full radius: for networks that are trained already."""
+        """The same from the first step on at the full radius, where only boxes count: for trained networks."""
         return dataclasses.replace(self, ramp=None)
 
     def initialize(self, model: nn.Module) -> None:
@@ -162,6 +164,7 @@ class MixTrain:
         epsilon: radius in pixels.
         images: so many of each batch are bounded, drawn with replacement: 5 for small networks, 1 for large ones.
         chance: probability of a step with bounds.
+        growing: the radius grows.
 
     Raises:
         ValueError: a radius outside [0, 1].
@@ -171,6 +174,7 @@ class MixTrain:
     images: int = 5
     chance: float = 0.8
     label_smoothing: float = 0.0
+    growing: bool = True
     keep: str = field(default="last", init=False)
     _when: tuple[int, int] | None = field(default=None, init=False)
 
@@ -179,8 +183,8 @@ class MixTrain:
             raise ValueError(f"expected epsilon in [0, 1], got {self.epsilon}")
 
     def at_full_radius(self) -> "MixTrain":
-        """Itself: its clean loss suits networks that are trained already."""
-        return self
+        """The same from the first step on at the full radius; the weight of the bounds grows in any case."""
+        return dataclasses.replace(self, growing=False)
 
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int = 1) -> None:
         """Called by `fit` before every epoch, counted from 0."""
@@ -188,7 +192,8 @@ class MixTrain:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         share = 1.0 if self._when is None else (self._when[0] + 1) / self._when[1]
-        radius, weight = self.epsilon * min(4 * share, 1.0), min(0.1 * 2.5 ** math.floor(12 * max(share - 0.25, 0)), 50)
+        radius = self.epsilon * (min(4 * share, 1.0) if self.growing else 1.0)
+        weight = min(0.1 * 2.5 ** math.floor(12 * max(share - 0.25, 0)), 50)
         with torch.autocast(x.device.type, enabled=False):
             network = live.of(model, x)
             loss = F.cross_entropy(network.logits(model, x), y, label_smoothing=self.label_smoothing)
@@ -226,15 +231,19 @@ def _below(ratio: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, *, seed: int = 0) -> None:
+def initialize(model: nn.Module) -> None:
     """Weights ``N(0, sqrt(2 pi) / fan_in)`` for every layer but the last, in place, so that boxes keep their size.
 
-    Half of that right after a sum of branches. Source: Shi et al. 2021, arXiv 2103.12270.
+    Half of that right after a sum of branches. The random numbers depend on the weights that the network has, so that
+    networks of different seeds stay different. Source: Shi et al. 2021, arXiv 2103.12270.
 
     Raises:
-        ValueError: weights are parametrized, or torch.fx cannot trace the network.
+        ValueError: weights are parametrized, the network draws random numbers, or torch.fx cannot trace it.
     """
-    modules, rng = dict(model.named_modules(remove_duplicate=False)), runtime.rng(seed)
+    if is_randomized(model):
+        raise ValueError("expected a network that draws no random numbers: initialize it before noise is added to it")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    rng = runtime.rng(int(fingerprint(model.state_dict())[:16], 16))
     nodes = [node for node in layers.trace(model).nodes if layers.is_weighted(modules.get(node.target, model))]
     for node in nodes[:-1]:
         layer = modules[node.target]

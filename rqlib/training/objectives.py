@@ -95,6 +95,10 @@ class Penalized:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return self.objective(model, x, y) + self.strength * self.penalty(model)
 
+    def initialize(self, model: nn.Module) -> None:
+        """Give a new network the weights that the objective asks for."""
+        initialize(model, self.objective)
+
     def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
         """Called by `fit`: what objective and penalty remember is forgotten, so that a resumed training is the same."""
         begin(self.objective, model, epoch, epochs, steps)

@@ -41,6 +41,8 @@ class Recipe:
             raise ValueError(f"expected lr > 0, got {self.lr}")
         if self.schedule not in SCHEDULES:
             raise ValueError(did_you_mean("schedule", self.schedule, SCHEDULES))
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"expected clip_norm > 0, or None, got {self.clip_norm}")
         if self.optimizer_name not in OPTIMIZERS:
             raise ValueError(did_you_mean("optimizer", self.optimizer_name, OPTIMIZERS))
 

@@ -39,7 +39,7 @@ def each_seed(
     """
     seeds = list(seeds)
     path = (lambda name: None) if keep is None else keep
-    joined = recipe.epochs and can_be_joined(recipe) and getattr(objective, "keep", "best") == "best"
+    joined = recipe.epochs and can_be_joined(recipe, objective)
     if len(seeds) > 1 and runtime.active().device.type == "cuda" and joined:
         networks = [runtime.active().place(make(seed)) for seed in seeds]
         options = {"attack": attack, "checkpoint": path("together.pt")}

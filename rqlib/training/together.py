@@ -41,11 +41,15 @@ def fit_together(
         checkpoint: file in which everything is kept after every epoch, and from which the training goes on.
 
     Raises:
-        ValueError: a recipe that averages weights or clips gradients; the checkpoint belongs to another training.
+        ValueError: a recipe that averages weights or clips gradients; an objective that keeps the last epoch; the
+            checkpoint belongs to another training.
         FloatingPointError: a loss is no longer finite.
     """
-    if not can_be_joined(recipe):
-        raise ValueError("expected a recipe without ema_decay and clip_norm; train the networks by fit")
+    if not can_be_joined(recipe, objective):
+        raise ValueError(
+            "expected a recipe without ema_decay and clip_norm, and an objective that keeps the best epoch; train the "
+            "networks by fit"
+        )
     training = _Together(networks, dataset, recipe, seeds, checkpoint)
     goal = _OfStack(objective, len(networks))
     for epoch in runtime.progress(range(len(training.histories[0]), recipe.epochs), "epochs"):
@@ -59,9 +63,10 @@ def fit_together(
     return [pandas.DataFrame(history) for history in training.histories]
 
 
-def can_be_joined(recipe: Recipe) -> bool:
-    """Whether `fit_together` takes a recipe: it averages no weights and clips no gradients."""
-    return recipe.ema_decay is None and recipe.clip_norm is None
+def can_be_joined(recipe: Recipe, objective: Objective) -> bool:
+    """Whether `fit_together` takes them: no weights are averaged, no gradients clipped, the best epoch is kept."""
+    keeps_best = getattr(objective, "keep", "best") == "best"
+    return recipe.ema_decay is None and recipe.clip_norm is None and keeps_best
 
 
 class _Together:

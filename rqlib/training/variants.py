@@ -25,9 +25,9 @@ def variant(parameters: Mapping) -> str:
     if objective == "leaky_adversarial":
         name = LEAKY if letters == "A" else f"{letters}, {LEAKY}"
     if objective in CERTIFIED | NOISY:
-        name = f"{objective}+{letters}" if letters else objective
+        letters = name = f"{objective}+{letters}" if letters else objective
     if parameters.get("noise_std", 0) > 0:
-        name = "RSE" if name == WORDS[""] else f"RSE+{letters or name}"
+        name = f"RSE+{letters}" if letters else "RSE"
     return name
 
 

@@ -109,6 +109,26 @@ def test_phases_of_certified_objectives(plan):
     assert mixtrain.phase("finetune", "x").objective.epsilon == plan.ball.epsilon
 
 
+def test_the_last_epoch_counts_where_the_ball_grows(plan, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(algorithms.training, "fit", lambda *_, keep, **__: kept.setdefault("keep", keep))
+    plan.phase("pretrain", "x").fit(nn.Linear(1, 1), "x")
+    assert kept["keep"] is None, "as the objective says"
+
+
+def test_what_cannot_be_certified_is_said_before_anything_is_trained():
+    with pytest.raises(ValueError, match="50 draws at sigma 0.1 can certify an L2 radius of at most"):
+        pruning.Smoothing(0.1, radius=0.25, draws=[50])
+    with pytest.raises(ValueError, match="expected increasing numbers of draws"):
+        pruning.Smoothing(0.1, draws=[100, 50])
+
+
+@pytest.mark.parametrize(("radii", "asked"), [([], ["IBP"]), ([1.0], [])])
+def test_without_radii_or_bounds_there_is_no_ladder(dense, plan, radii, asked):
+    with pytest.raises(ValueError, match="expected at least one radius and one of the bounds"):
+        pruning.certified({("dense", 1.0): dense}, plan, radii, images=5, asked=asked)
+
+
 def test_scores_move_for_a_bound(dense, plan):
     """HYDRA for IBP chooses other weights than the largest."""
     plan = dataclasses.replace(plan, epochs={"prune": 3, "finetune": 1, "pretrain": 1})

@@ -66,9 +66,10 @@ def test_so_is_a_file_with_codebooks(dense, plan, tmp_path, compression):
 
 def test_cheaper_values_leave_more_of_them_and_a_larger_compression_fewer(dense):
     table = pruning.RIVALS.keys()
-    found = rivals.kept_at(dense, list(table), [4.0, 16.0]).set_index(["rival", "compression"]).kept
+    found = rivals.kept_at(dense, list(table), [2.0, 8.0, 16.0]).set_index(["rival", "compression"]).kept
     assert found["ATMC-8", 16.0] > found["ALR", 16.0] > found["AP", 16.0]
-    assert (found.xs(4.0, level="compression") > found.xs(16.0, level="compression")).all()
+    assert (found.xs(8.0, level="compression") > found.xs(16.0, level="compression")).all()
+    assert ("ATMC-8", 2.0) not in found, "with all of its weights its file is smaller"
     assert "DA" not in found.index.get_level_values("rival")
 
 
@@ -135,7 +136,7 @@ def test_what_is_left_of_the_claims(differences, verdicts):
     rows = made_up(**differences)
     if verdicts[0] == "cannot be told":
         rows["robust_accuracy"] += rows.seed * (rows.method == "ATMC-8") * 0.05 - (rows.method == "ATMC-8") * 0.05
-        rows["robust_accuracy"] += (rows.seed - 1) * (rows.method == "NAP") * 0.05
+        rows["robust_accuracy"] += (1 - rows.seed) * (rows.method == "NAP") * 0.05
     found = pruning.claims(rows)
     assert found.verdict.tolist() == verdicts
     assert found["at"].tolist() == ["compression 16", "ratio 0.1", "compression 16", "compression 16"]

@@ -246,6 +246,6 @@ def test_what_a_network_from_elsewhere_cannot_do_is_said(dense, plan, monkeypatc
 
 def test_new_networks_are_of_the_kind_that_is_pruned(plan):
     spec = dataclasses.replace(plan.images.spec, mean=(0.1, 0.2, 0.3))
-    new = dataclasses.replace(plan, model="AlexNet", width=0.1, spec=spec, options={"dropout": 0.3}).build()
+    new = dataclasses.replace(plan, model="AlexNet", width=0.1, spec=spec, options={"dropout": 0.3}).fresh()
     assert new.normalize.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert {part.p for part in new.modules() if isinstance(part, nn.Dropout)} == {0.3}

@@ -223,3 +223,30 @@ def _parametrized() -> nn.Module:
     model = small()
     nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
     return model
+
+
+def test_networks_of_different_seeds_stay_different():
+    """The random weights that boxes want depend on those that the network has; the same ones give the same."""
+    made = [models.build("CNN_small", ImageSpec(), seed=seed) for seed in (0, 0, 1)]
+    for model in made:
+        objectives.initialize(model)
+    one, again, other = (torch.cat([p.flatten() for p in model.parameters() if p.dim() > 1][:-1]) for model in made)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    penalized = training.penalized(CERTIFIED["ibp"](epsilon=0.1), lambda model: 0.0, 1.0)
+    model = models.build("CNN_small", ImageSpec(), seed=0)
+    training.initialize(model, penalized)
+    assert torch.equal(model.state_dict()[next(iter(model.state_dict()))], next(iter(made[0].state_dict().values())))
+
+
+def test_at_the_full_radius_nothing_grows(monkeypatch):
+    """A trained network meets the whole ball in the first step, also by MixTrain."""
+    radii, ball = [], boxes.of_images
+    monkeypatch.setattr(boxes, "of_images", lambda x, radius: radii.append(radius) or ball(x, radius))
+    model, (x, y) = small().train(), batch()
+    for name, factor in (("mixtrain", 1.0), ("sabr", 1.1 * 0.4)):
+        settings = {"chance": 1.0} if name == "mixtrain" else {}
+        objective = CERTIFIED[name](epsilon=0.05, **settings).at_full_radius()
+        objective.begin_epoch(model, 0, 20, 1)
+        objective(model, x, y)
+        assert radii.pop() == pytest.approx(0.05 * factor), name

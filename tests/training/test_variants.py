@@ -18,6 +18,8 @@ R = {"penalty": "cosine", "penalty_strength": 0.1}
         ({"objective": "smoothed"}, "smoothed"),
         (Q | {"objective": "ibp"}, "ibp+Q"),
         ({"objective": "gaussian", "noise_std": 0.1}, "RSE+gaussian"),
+        (Q | {"objective": "gaussian", "noise_std": 0.1}, "RSE+gaussian+Q"),
+        (Q | {"noise_std": 0.1}, "RSE+Q"),
         (A, "adversarial"),
         ({"objective": "n_fgsm"}, "adversarial"),
         (Q, "quantized"),
