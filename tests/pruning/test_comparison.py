@@ -143,6 +143,13 @@ def test_what_is_left_of_the_claims(differences, verdicts):
     assert (found.seeds == 3).all()
 
 
+def test_a_compression_that_atmc_does_not_have_is_left_out():
+    rows = made_up(ATMC_8=0.1, ATMC_32=0.05, NAP=-0.3)
+    more = rows[(rows.method != "ATMC-8") & (rows.compression == 16)].assign(compression=2.0, kept=0.5)
+    found = pruning.claims(pandas.concat([rows, more]))
+    assert found[found["at"] == "compression 2"].claim.tolist() == ["natural pruning loses robustness"]
+
+
 def test_one_seed_tells_nothing():
     rows = made_up(ATMC_8=0.1, ATMC_32=0.05, NAP=-0.3)
     found = pruning.claims(rows[rows.seed == 0])
