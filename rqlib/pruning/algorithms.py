@@ -5,6 +5,7 @@ as it is, and return a masked copy.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +153,8 @@ def run(
 
     Raises:
         ValueError: unknown method; or as `masks.magnitude_masks`.
-        AssertionError: as `masks.check`; or the masks change no logit.
+        AssertionError: as `masks.check`; or the masks change no logit, though the network's logits differ between
+            images. Where they do not, because a training has failed, a warning says so.
     """
     if method not in METHODS:
         raise ValueError(did_you_mean("method", method, METHODS))
@@ -161,7 +163,9 @@ def run(
     exact = {"structure": structure, "scope": options.get("scope", "layer")}
     masks.check(masked, kept, **exact)
     dense = not any((~step.mask).any() for step in steps_of(masked, Masked).values())
-    assert dense or changes_output(with_state(model, masked), masked, pruning.dataset), "the masks change no logit"
+    if not dense and not changes_output(with_state(model, masked), masked, pruning.dataset):
+        assert is_constant(model, pruning.dataset), "the masks change no logit"
+        warnings.warn("the network gives every image the same logits, which no mask changes", stacklevel=2)
     if finetuning is not None:
         more = pruning.recipe.epochs if equal_epochs and method == "lwm" else 0
         recipe = dataclasses.replace(finetuning.recipe, epochs=finetuning.recipe.epochs + more)
@@ -171,12 +175,23 @@ def run(
     return masked
 
 
-@torch.no_grad()
 def changes_output(one: nn.Module, other: nn.Module, dataset: ImageDataset, images: int = 8) -> bool:
     """Whether the logits of two networks differ for any of the first training images."""
-    with runtime.evaluating(one), runtime.evaluating(other):
+    return not torch.equal(_logits(one, dataset, images), _logits(other, dataset, images))
+
+
+def is_constant(model: nn.Module, dataset: ImageDataset, images: int = 8) -> bool:
+    """Whether a network gives all of the first training images the same logits."""
+    logits = _logits(model, dataset, images)
+    return torch.equal(logits, logits[:1].expand_as(logits))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, dataset: ImageDataset, images: int) -> Tensor:
+    """Of the first training images, in eval mode."""
+    with runtime.evaluating(model):
         x = runtime.active().place(data.to_pixels(dataset.train.images[:images]))
-        return not torch.equal(runtime.active().place(one)(x), runtime.active().place(other)(x))
+        return runtime.active().place(model)(x)
 
 
 def _pull(model: nn.Module) -> Tensor:
