@@ -38,7 +38,7 @@ def certified(
 
     Returns:
         One row per network, format and radius: method, kept, format, epsilon_255, and the accuracies clean, PGD, CROWN,
-        CROWN-IBP and IBP, of which each is at most the one before; images, seconds.
+        CROWN-IBP and IBP, of which each is at most the one before; certified_images (their number), seconds.
     """
     test, radii, tables = plan.images.test.take(images), [radius / 255 for radius in radii_255], []
     for (method, kept), network in networks.items():
@@ -49,7 +49,7 @@ def certified(
     if not tables:
         return DataFrame()
     whole = pandas.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
-    first = ["method", "kept", "format"]
+    whole, first = whole.rename(columns={"images": "certified_images"}), ["method", "kept", "format"]
     return whole[[*first, *(name for name in whole if name not in first)]]
 
 

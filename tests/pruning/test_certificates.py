@@ -49,7 +49,7 @@ def table(dense, pruned, plan):
 def test_each_network_in_each_format_at_each_radius(table):
     assert len(table) == 3 * 2 * 2
     assert list(table.format.unique()) == ["float", "INT_8"]
-    assert (table.images == 10).all()
+    assert (table.certified_images == 10).all()
     assert (table[ORDER].diff(axis=1).iloc[:, 1:] <= 0).all(axis=None), "never more proved than withstood"
     figure = figures.certified_against_radius(table)
     assert [line.name for line in figure.data][::2] == [
