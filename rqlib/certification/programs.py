@@ -100,17 +100,26 @@ def program(model: nn.Module, image_shape: tuple[int, ...]) -> list[Step]:
     return steps
 
 
+class _Steps(nn.Module):
+    """Steps as a network."""
+
+    def __init__(self, steps: list[Step]):
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: list[Tensor] = []
+        for step in self.steps:
+            values.append(step.apply(*(values[source] for source in step.sources)) if step.sources else x)
+        return values[-1]
+
+
 def _check(steps: list[Step], network: nn.Module, images: Tensor) -> None:
     """Raise NoBounds unless the steps, which were read from one image, compute what the network does for several."""
     try:
-        values: list[Tensor] = []
-        for step in steps:
-            values.append(step.apply(*(values[source] for source in step.sources)) if step.sources else images)
-        same = torch.allclose(values[-1], network(images), rtol=1e-4, atol=1e-4)
-    except RuntimeError as error:
-        raise NoBounds(f"the network does other things for {len(images)} images than for one: {error}") from error
-    if not same:
-        raise NoBounds(f"the network computes other logits for {len(images)} images than for one at a time")
+        derived.check(network, _Steps(steps), images, what="reading its steps from one image")
+    except (derived.NotEqual, RuntimeError) as error:
+        raise NoBounds(str(error)) from error
 
 
 def read(network: fx.GraphModule, image: Tensor) -> list[Step]:

@@ -1,7 +1,7 @@
 """Which weights does a network need?"""
 
 from rqlib.pruning.algorithms import METHODS, run
-from rqlib.pruning.certificates import Smoothing, certified, smoothed, together
+from rqlib.pruning.certificates import Smoothing, certified, one_table, smoothed
 from rqlib.pruning.channels import remove as remove_channels
 from rqlib.pruning.comparison import claims, compare
 from rqlib.pruning.evaluation import eight_bits, score
@@ -35,11 +35,11 @@ __all__ = [
     "magnitude_masks",
     "methods",
     "on_disk",
+    "one_table",
     "pack",
     "remove_channels",
     "run",
     "score",
     "sizes",
     "smoothed",
-    "together",
 ]

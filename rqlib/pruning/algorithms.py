@@ -33,8 +33,8 @@ class Phase:
     """How one phase is trained: on which images, for which objective, by which recipe.
 
     The best epoch is the one most accurate under the attack, or on clean images if it is None; an objective that
-    changes between epochs keeps the last. States from which an
-    interrupted training goes on are kept in the folder, if there is one.
+    changes between epochs keeps the last. States from which an interrupted training goes on are kept in the folder, if
+    there is one.
     """
 
     dataset: ImageDataset

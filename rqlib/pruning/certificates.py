@@ -53,7 +53,7 @@ def certified(
     return whole[[*first, *(name for name in whole if name not in first)]]
 
 
-def together(tables: Mapping[str, DataFrame]) -> DataFrame:
+def one_table(tables: Mapping[str, DataFrame]) -> DataFrame:
     """The tables of `smoothed`, one below the other, with the column network."""
     return pandas.concat([table.assign(network=name) for name, table in tables.items()], ignore_index=True)
 

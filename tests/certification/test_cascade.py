@@ -145,10 +145,10 @@ def test_a_program_that_is_not_the_network_is_refused():
     steps = programs.program(model, COLOR.shape)
     images = torch.rand(2, *COLOR.shape)
     programs._check(steps, model, images)
-    with pytest.raises(programs.NoBounds, match="computes other logits for 2 images than for one"):
+    with pytest.raises(programs.NoBounds, match="reading its steps from one image changes what"):
         programs._check(steps, nn.Sequential(model, nn.Linear(10, 10)), images)
     wrong = [
         dataclasses.replace(step, apply=lambda x: x.view(1, -1)) if step.kind == "reshape" else step for step in steps
     ]
-    with pytest.raises(programs.NoBounds, match="does other things for 2 images than for one"):
+    with pytest.raises(programs.NoBounds, match="invalid for input of size|shapes cannot be multiplied"):
         programs._check(wrong, model, images)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from rqlib import attacks, certification, data, pruning
+from rqlib import attacks, certification, pruning
 from rqlib.certification import figures as certified_figures
 from rqlib.pruning import algorithms, factors, figures, masks
 from rqlib.training.certified_objectives import Certified
 from tests.networks import narrow
+from tests.pruning import plans
 
 ORDER = ["clean", "PGD", "CROWN", "CROWN-IBP", "IBP"]
 
@@ -20,15 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the gradient of the loss is exac
 
 @pytest.fixture(scope="module")
 def plan() -> pruning.Plan:
-    return pruning.Plan(
-        data.load("digits").take(train=128, validation=20, test=20),
-        model="CNN_small",
-        ball=attacks.Linf(8 / 255),
-        objectives={"prune": "ibp", "finetune": "ibp"},
-        epochs={"prune": 1, "finetune": 1, "pretrain": 1},
-        attack_steps=1,
-        era={"steps": 2, "restarts": 1},
-    )
+    settings = {"model": "CNN_small", "era": {"steps": 2, "restarts": 1}}
+    return plans.small("ibp", {"prune": 1, "finetune": 1, "pretrain": 1}, train=128, test=20, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import pandas
 import pytest
 import torch
 
-from rqlib import attacks, data, models, pruning
+from rqlib import models, pruning
 from rqlib.core import projections
 from rqlib.measures import cost
 from rqlib.pruning import comparison, constraints, factors, figures, rivals, same_size, under_attacks
 from tests.networks import narrow
+from tests.pruning import plans
 
 RIVALS = ["NAP", "DA", "ATMC-8"]
 COMPRESSIONS = [8.0, 32.0]
@@ -21,15 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the gradient of the loss is exac
 
 @pytest.fixture(scope="module")
 def plan() -> pruning.Plan:
-    return pruning.Plan(
-        data.load("digits").take(train=64, validation=20, test=30),
-        model="SmallCNN",
-        ball=attacks.Linf(8 / 255),
-        objectives={"prune": "adversarial", "finetune": "adversarial"},
-        epochs={"pretrain": 1, "prune": 1, "finetune": 2},
-        attack_steps=1,
-        era={"steps": 2, "restarts": 1},
-    )
+    epochs = {"pretrain": 1, "prune": 1, "finetune": 2}
+    return plans.small("adversarial", epochs, train=64, test=30, era={"steps": 2, "restarts": 1})
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from rqlib.measures import cost
 from rqlib.pruning import experiments, packed, published, savings
 from rqlib.training import objectives
 from tests.networks import COLOR
+from tests.pruning import plans
 
 ORIGIN = ["images", "model", "width", "pretrained_for"]
 ACCURACIES = ["clean_accuracy", "robust_accuracy"]
@@ -22,16 +23,8 @@ ACCURACIES = ["clean_accuracy", "robust_accuracy"]
 
 @pytest.fixture(scope="module")
 def plan() -> pruning.Plan:
-    return pruning.Plan(
-        data.load("digits").take(train=256, validation=20, test=40),
-        model="SmallCNN",
-        ball=attacks.Linf(8 / 255),
-        objectives={"prune": "natural", "finetune": "natural"},
-        epochs={"prune": 1, "finetune": 2, "pretrain": 1},
-        attack_steps=1,
-        era={"steps": 2, "restarts": 1},
-        pretrained_for="mixed",
-    )
+    settings = {"era": {"steps": 2, "restarts": 1}, "pretrained_for": "mixed"}
+    return plans.small("natural", {"prune": 1, "finetune": 2, "pretrain": 1}, train=256, test=40, **settings)
 
 
 @pytest.fixture(scope="module")

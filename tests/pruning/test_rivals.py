@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from rqlib import attacks, data, models, pruning
+from rqlib import models, pruning
 from rqlib.core import codebooks, files
 from rqlib.measures import cost
 from rqlib.pruning import constraints, factors, rivals
 from rqlib.training import objectives
+from tests.pruning import plans
 
 RATIO = 0.2
 BITS = {name: rival.bits for name, rival in pruning.RIVALS.items()}
@@ -28,14 +29,7 @@ def fast_codebooks():
 
 @pytest.fixture(scope="module")
 def plan() -> pruning.Plan:
-    return pruning.Plan(
-        data.load("digits").take(train=64, validation=20, test=20),
-        model="SmallCNN",
-        ball=attacks.Linf(8 / 255),
-        objectives={"prune": "adversarial", "finetune": "adversarial"},
-        epochs=EPOCHS,
-        attack_steps=1,
-    )
+    return plans.small("adversarial", EPOCHS, train=64, test=20)
 
 
 @pytest.fixture(scope="module")
