@@ -224,6 +224,10 @@ def check_at_least(least: int, **numbers: float) -> None:
             raise ValueError(f"expected {name} >= {least}, got {number}")
 
 
+class NotFinite(ValueError):
+    """A network that is attacked returns NaN or infinity."""
+
+
 def _check_logits(logits: Tensor, rows: int, classes: int) -> None:
     """Raise unless logits are finite, of shape (rows, K) with K >= classes; warn if they are probabilities."""
     if logits.dim() != 2 or len(logits) != rows:
@@ -231,6 +235,6 @@ def _check_logits(logits: Tensor, rows: int, classes: int) -> None:
     if classes > logits.shape[1]:
         raise ValueError(f"expected labels y in 0..{logits.shape[1] - 1}, got {classes - 1}")
     if not logits.isfinite().all():
-        raise ValueError("expected finite logits from the model, got NaN or infinity; check its weights")
+        raise NotFinite("expected finite logits from the model, got NaN or infinity; check its weights")
     if (logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-2 and logits.shape[1] > 1:
         warnings.warn(_PROBABILITIES, stacklevel=2)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rqlib import data, measures
+from rqlib.attacks.ascent import NotFinite
 from rqlib.core import files, runtime
 from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack, Objective
@@ -244,7 +245,11 @@ def one_pass(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch + (step + 1) / (steps + 1))
         with runtime.active().autocast(), _batch_of_one_explained(len(y)):
-            loss = objective(model, x, y)
+            try:
+                loss = objective(model, x, y)
+            except NotFinite:  # the objective's attack is the first to see that the training diverged
+                _check_finite([*losses, x.new_tensor(torch.nan)], epoch, training.resumable.path)
+                raise
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if recipe.clip_norm is not None:

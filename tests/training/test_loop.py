@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 
-from rqlib import data, defenses, measures, models
+from rqlib import attacks, data, defenses, measures, models
 from rqlib.core import files
 from rqlib.training import loop, objectives, outcome, recipes
 
@@ -143,6 +143,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(tmp_path)
     kept = files.load_tensors(path)
     assert len(kept["history"]) == 1
     assert all(torch.isfinite(value).all() for value in kept["last"].values())
+
+
+def test_a_training_under_attack_that_diverges_says_so():
+    attack = functools.partial(attacks.fgsm, ball=attacks.Linf(0.1))
+    diverges = functools.partial(objectives.adversarial, attack=attack)
+    with pytest.raises(FloatingPointError, match="loss nan in epoch 1, batch .*: .* Lower the learning rate"):
+        fit(network("LeNet"), dataclasses.replace(PLAIN, lr=1e9), objective=diverges)
 
 
 def test_modes_seeds_and_callbacks():
