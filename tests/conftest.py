@@ -5,9 +5,12 @@ Tests then neither wait for each other nor depend on the machine.
 
 import os
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("slow machines", deadline=None)
+hypothesis.settings.load_profile("slow machines")
 
 
 @pytest.fixture(autouse=True)

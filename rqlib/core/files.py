@@ -1,14 +1,24 @@
-"""Files: atomic writes, checked reading of tensors, one owner per folder, and where the project lies."""
+"""Files: atomic writes, checked reading of tensors, tables and JSON, one owner per folder, where the project lies.
+
+What is written here holds a digest of itself (`seals`), and is refused when a bit of it has changed.
+"""
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
+import pyarrow
 import torch
 from filelock import FileLock, Timeout
+from pyarrow import parquet
+
+from rqlib.core import seals
 
 
 @contextlib.contextmanager
@@ -42,18 +52,24 @@ def save_tensors(path: str | Path, content: dict) -> None:
     """Write a dict of tensors and plain values atomically (torch's zip format)."""
     with atomic(path) as part:
         torch.save(content, part)
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.comment = seals.BLANK
+        seals.seal(part)
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
     """Read a dict of tensors; code inside a pickle is never executed (``weights_only=True``).
 
+    Of a zip without a digest, which another program wrote, the checksums of its parts are compared.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, foreign, or holds more than tensors and plain values.
+        ValueError: the file is damaged, truncated, foreign, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found no file")
+    _check_parts(path, sealed=seals.check(path))
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
@@ -65,6 +81,74 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
     return content
+
+
+def _check_parts(path: Path, *, sealed: bool) -> None:
+    """Raise if torch's zip is larger unpacked than packed, or if it is not sealed and differs from its checksums."""
+    if not zipfile.is_zipfile(path):
+        return  # torch's old format has no checksums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            plain = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+            if not plain or sum(part.file_size for part in parts) > path.stat().st_size:
+                wrong = "parts that are compressed or overlap"
+            else:
+                wrong = None if sealed else archive.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        wrong = error
+    if wrong:
+        raise seals.DamagedError(
+            f"{path}: not a whole checkpoint of tensors: expected parts as torch.save writes them, got others "
+            f"({wrong}); copy or download it again, or save it by torch.save(model.state_dict(), path)"
+        )
+
+
+def save_json(path: str | Path, content: dict) -> None:
+    """Write a dict as JSON, atomically."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content | {"checksum": seals.BLANK.decode()}, indent=2), encoding="utf-8")
+        seals.seal(part)
+
+
+def load_json(path: str | Path) -> dict:
+    """Read a dict from JSON.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or holds no dict.
+    """
+    seals.check(path)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}; remove the file and run its notebook again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected names and values in JSON, got {type(content).__name__}; remove the file")
+    content.pop("checksum", None)
+    return content
+
+
+def save_table(path: str | Path, frame: pandas.DataFrame) -> None:
+    """Write a table as Parquet, atomically."""
+    table = pyarrow.Table.from_pandas(frame)
+    with atomic(path) as part:
+        parquet.write_table(table.replace_schema_metadata(table.schema.metadata | {b"checksum": seals.BLANK}), part)
+        seals.seal(part)
+
+
+def load_table(path: str | Path) -> pandas.DataFrame:
+    """Read a table from Parquet.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or no table.
+    """
+    seals.check(path)
+    try:
+        return pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole table ({error}); remove it and run its notebook again") from error
 
 
 def lock(folder: str | Path) -> FileLock:

@@ -7,8 +7,10 @@ there until the user's files change: decoding thousands of small files takes a w
 import contextlib
 import hashlib
 import io
+import math
 import os
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rqlib.core import files, runtime
+from rqlib.core import files, limits, runtime
 from rqlib.data import decoding
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
@@ -59,9 +61,22 @@ def _digest(path: Path) -> str:
     """A text that changes with the images: made of a .zip's bytes, or of names, sizes and times of a folder's files."""
     if path.is_file():
         return files.sha256(path)
-    entries = [(name, (path / name).stat()) for name in _names(path) if not name.endswith("/")]
-    lines = [f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in entries]
+    if not path.is_dir():
+        raise ValueError(f"expected a folder or .zip of images, got {path}, which is neither")
+    entries = [(name, _stat(path, name)) for name in _names(path) if not name.endswith("/")]
+    lines = [f"{name}\0{found.st_size}\0{found.st_mtime_ns}\n" for name, found in entries]
     return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
+
+
+def _stat(path: Path, name: str) -> os.stat_result:
+    """Size and time of a file; an image must be a regular one, because a pipe or a device has no end."""
+    try:
+        found = (path / name).stat()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read {name} ({error.strerror}); remove it") from error
+    if name.lower().endswith(SUFFIXES) and not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path}: expected images in regular files, got {name}, a pipe or a device; remove it")
+    return found
 
 
 def _kept(cache: Path, source: str) -> dict | None:
@@ -97,14 +112,13 @@ def _checksum(source: str, content: dict) -> str:
 
 def _decoded(path: Path) -> dict:
     """Decode every image: the content of the kept file, without its checksum."""
-    with _opened(path) as (names, read_bytes):
+    with _opened(path) as (names, read_bytes, size):
         members = _members(path, names)
         classes = sorted(members["train"])
         listed = {part: _shuffled(members[part], classes) for part in _PARTS}
         every = [name for part in _PARTS for name, _ in listed[part]]
-        found = {name: _pixels(path, name, read_bytes) for name in runtime.progress(every, f"reading {path.name}")}
+        found = _pictures(path, every, read_bytes, size)
     arrays = {name: array for name, (array, _) in found.items()}
-    _check_sizes(path, arrays)
     gray = all(array.ndim == 2 for array in arrays.values())
     content: dict = {"classes": classes, "transparent": sum(transparent for _, transparent in found.values())}
     for part in _PARTS:
@@ -121,10 +135,15 @@ def _shuffled(members: dict[str, list[str]], classes: list[str]) -> list[tuple[s
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """Names of all files and folders in a folder or .zip, and a function that reads a file. Folder names end in "/"."""
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes], int]]:
+    """Names of all files and folders in a folder or .zip, a function that reads a file, and the size of all in bytes.
+
+    Names of folders end in "/".
+    """
     if path.is_dir():
-        yield _names(path), lambda name: (path / name).read_bytes()
+        names = _names(path)
+        size = sum(_stat(path, name).st_size for name in names if not name.endswith("/"))
+        yield names, lambda name: (path / name).read_bytes(), size
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -133,17 +152,36 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             f"expected a folder or .zip of images, got {path}, which is no whole .zip ({error})"
         ) from error
     with archive:
-        yield archive.namelist(), archive.read
+        size, inflated = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+        limits.check(path, inflated, size, limits.MOST_INFLATED, "its files, unpacked,")
+        yield archive.namelist(), lambda name: _inflated(archive, name), size
+
+
+def _inflated(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of a member, never more than the archive says of it."""
+    with archive.open(name) as member:
+        return member.read(archive.getinfo(name).file_size)
 
 
 def _names(folder: Path) -> list[str]:
     """Sorted relative names of all files and folders under a folder; names of folders end in "/"."""
-    names = []
-    for base, folders, plain in os.walk(folder, followlinks=True):
-        inside = Path(base).relative_to(folder)
-        names += [(inside / name).as_posix() + "/" for name in folders]
-        names += [(inside / name).as_posix() for name in plain]
-    return sorted(names)
+    return sorted(_below(folder, "", ()))
+
+
+def _below(folder: Path, inside: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The names under ``folder / inside``; ``above`` are the real paths of the folders that lead there."""
+    real = os.path.realpath(folder / inside)
+    if real in above:
+        raise ValueError(f"{folder}: {inside} is a link that leads back to {real}, which holds it; remove the link")
+    with os.scandir(folder / inside) as found:
+        entries = list(found)
+    for entry in entries:
+        name = f"{inside}{entry.name}"
+        if os.path.isdir(entry):
+            yield f"{name}/"
+            yield from _below(folder, f"{name}/", (*above, real))
+        else:
+            yield name
 
 
 def _members(path: Path, names: list[str]) -> dict[str, dict[str, list[str]]]:
@@ -180,6 +218,22 @@ def _check_members(path: Path, members: dict[str, dict[str, list[str]]]) -> None
         raise ValueError(f"{path}: test/ has classes that train/ lacks: {', '.join(strange)}; a class needs both")
 
 
+def _pictures(path: Path, names: list[str], read_bytes: Callable[[str], bytes], size: int) -> dict:
+    """name -> (pixels, whether some were transparent) of every image; all must have the size of the first one."""
+    found = {}
+    for name in runtime.progress(names, f"reading {path.name}"):
+        found[name] = _pixels(path, name, read_bytes)
+        expected, got = (found[one][0].shape[:2] for one in (names[0], name))
+        if got != expected:
+            raise ValueError(
+                f"{path}: expected all images of one size, {expected[1]}x{expected[0]} as {names[0]}, got "
+                f"{got[1]}x{got[0]} in {name}; resize the images first"
+            )
+        if len(found) == 1:
+            limits.check(path, len(names) * 3 * math.prod(got), size, limits.MOST_DECODED, "its pixels")
+    return found
+
+
 def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> tuple[numpy.ndarray, bool]:
     """One image, uint8, (H, W) if it is gray, else (H, W, 3); and whether it had transparent pixels."""
     try:
@@ -190,17 +244,6 @@ def _pixels(path: Path, name: str, read_bytes: Callable[[str], bytes]) -> tuple[
             return numpy.asarray(picture), transparent
     except Exception as error:
         raise ValueError(f"cannot read image {name} in {path} ({error}); repair or remove it") from error
-
-
-def _check_sizes(path: Path, arrays: dict[str, numpy.ndarray]) -> None:
-    sizes = {name: "{1}x{0}".format(*array.shape) for name, array in arrays.items()}
-    first = next(iter(sizes))
-    other = next((name for name in sizes if sizes[name] != sizes[first]), None)
-    if other is not None:
-        raise ValueError(
-            f"{path}: expected all images of one size, {sizes[first]} as {first}, got {sizes[other]} in {other}; "
-            "resize the images first"
-        )
 
 
 def _stacked(arrays: list[numpy.ndarray], gray: bool) -> Tensor:

@@ -72,7 +72,7 @@ def measure(points: DataFrame, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFr
 
     images: number of images;
     silhouette: of the classes in all L features, 1 for tight classes far apart, 0 for touching ones (Rousseeuw 1987),
-    NaN for one class alone;
+    NaN for one class alone, and if every class has a single image;
     center_distance: mean distance between the centers of classes, divided by the mean distance of an image to the
     center of its class; NaN for one class alone, and if every class is a single point;
     covered_area: cells of the map with at least one point, as a share of the cells that any set covers.
@@ -93,7 +93,7 @@ def _cells(values: pandas.Series) -> pandas.Series:
 
 def _separation(features: Tensor, labels: Tensor) -> dict[str, float]:
     groups = [features[labels == label] for label in labels.unique()]
-    if len(groups) < 2:
+    if not 2 <= len(groups) < len(labels):
         return {"silhouette": numpy.nan, "center_distance": numpy.nan}
     centers = torch.stack([group.mean(0) for group in groups])
     within = [(group - center).norm(dim=1).mean().item() for group, center in zip(groups, centers, strict=True)]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib.core import files, runtime
+from rqlib.core import files, limits, runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.generator import last_layer
 
@@ -95,6 +95,10 @@ def load(path: str | Path) -> Generator:
     content = files.load_tensors(path)
     if missing := {"spec", "channels", "state"} - set(content):
         raise ValueError(f"{path}: expected a generator, found no {', '.join(sorted(missing))}")
-    generator = Generator(content["state"]["embedding"], ImageSpec(**content["spec"]), content["channels"])
-    generator.load_state_dict(content["state"])
+    state, made = content["state"], (ImageSpec(**content["spec"]), content["channels"])
+    with torch.device("meta"):
+        needed = limits.bytes_of(Generator(state["embedding"].to("meta"), *made).state_dict())
+    limits.check(path, needed, limits.bytes_of(state), 1, "a generator")
+    generator = Generator(state["embedding"], *made)
+    generator.load_state_dict(state)
     return runtime.active().place(generator.eval())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from rqlib.core import files, runtime
+from rqlib.core import files, limits, runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import catalog, weights
 
@@ -103,6 +103,7 @@ def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tup
     """The result of `load`, from the content of the file; ``path`` is only named in errors."""
     _check_content(path, content, expected)
     try:
+        _check_size(path, content)
         model = _build(content, Path(path).parent)
         model.load_state_dict(content["state"])
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -147,6 +148,19 @@ def _check_content(path: Path, content: dict, expected: str | None) -> None:
             f"{path}: to load {name!r} the module would be imported; if you trust it, say expected={name!r}, "
             f"in a notebook network={name!r}, weights={str(path)!r}"
         )
+
+
+def _check_size(path: str | Path, content: dict) -> None:
+    """Raise a ValueError if the network that a file names is larger than the tensors in it; none of it is made."""
+    name, spec = content["model"], ImageSpec(**content["spec"])
+    if spec.height * spec.width > limits.MOST_PIXELS:
+        raise ValueError(f"expected images of at most {limits.MOST_PIXELS:,} pixels, got {spec.height} x {spec.width}")
+    if ":" in name and not name.startswith("torchvision:"):
+        return  # a function of the user's, who named it
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        plain = catalog.build(name, spec, width=content["width"], options=content["options"])
+    own, times = limits.bytes_of(content["state"]), limits.MOST_REBUILT if content.get("changes") else 1
+    limits.check(path, limits.bytes_of(plain.state_dict()), own, times, f"a {name} of width {content['width']}")
 
 
 def _build(content: dict, folder: Path | None = None) -> nn.Module:

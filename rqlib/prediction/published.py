@@ -43,20 +43,30 @@ def read_table(path: str | Path, columns: Sequence[str] = ("model", "format", "a
         FileNotFoundError: there is no such file; the message says where it was looked for.
         ValueError: it is no table; columns are missing.
     """
+    path = found(path)
+    try:
+        frame = files.load_table(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: expected a table (CSV or Parquet), got {error}") from error
+    require(frame, columns, str(path))
+    return frame
+
+
+def found(path: str | Path) -> Path:
+    """Where the table of `read_table` lies.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says where it was looked for.
+    """
     places = [folder / path for folder in (Path.cwd(), files.project_root(), data_root())]
     places = [place / "rows.parquet" if place.is_dir() else place for place in dict.fromkeys(places)]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"expected a table (CSV, Parquet, or the folder of a finished run), found none at "
-            f"{' or '.join(map(str, dict.fromkeys(places)))}"
-        )
-    try:
-        frame = pandas.read_parquet(found) if found.suffix == ".parquet" else pandas.read_csv(found)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{found}: expected a table (CSV or Parquet), got {error}") from error
-    require(frame, columns, str(found))
-    return frame
+    for place in places:
+        if place.is_file():
+            return place
+    raise FileNotFoundError(
+        f"expected a table (CSV, Parquet, or the folder of a finished run), found none at "
+        f"{' or '.join(map(str, dict.fromkeys(places)))}"
+    )
 
 
 def renamed(rows: DataFrame) -> DataFrame:

@@ -7,6 +7,7 @@ compressed JSON. A tensor that two layers share is stored once. Loading never ex
 
 import io
 import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from rqlib.core import files, layers
+from rqlib.core import files, layers, limits
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
 from rqlib.models import checkpoints
@@ -24,6 +25,7 @@ from rqlib.models import checkpoints
 _MAGIC = b"RQZ1"
 _SIZES = struct.Struct("<II")  # bytes of the header, checksum of all that follows
 _MOST_LOW_BITS = 24
+_MOST_HEADER = 2**24  # bytes of JSON
 
 
 def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **options) -> Path:
@@ -46,16 +48,38 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
 
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a file and what else the file says of it; results and errors as `models.load`."""
-    start, whole = len(_MAGIC) + _SIZES.size, Path(path).read_bytes()
-    size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
-    if not whole.startswith(_MAGIC) or zlib.crc32(whole[start:]) != checksum:
-        raise ValueError(f"{path}: not a whole compressed network; write it by pruning.pack")
-    content, how = json.loads(zlib.decompress(whole[start : start + size]))
-    stream = io.BytesIO(whole[start + size :])
+    content, how, stream = _opened(Path(path))
     state: dict[str, Tensor] = {}
-    for name, *description in how:
-        state[name] = state[description[0]] if len(description) == 1 else _decoded(stream, *description)
+    try:
+        needed = sum(math.prod(shape) * numpy.dtype(dtype).itemsize for _, shape, dtype, *_ in _stored(how))
+        limits.check(path, needed, Path(path).stat().st_size, limits.MOST_UNPACKED, "its tensors")
+        for name, *description in how:
+            state[name] = state[description[0]] if len(description) == 1 else _decoded(stream, *description)
+    except (TypeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"{path}: expected tensors as pruning.pack writes them, got {error!r}") from error
     return checkpoints.rebuilt(path, content | {"state": state}, expected)
+
+
+def _opened(path: Path) -> tuple[dict, list, io.BytesIO]:
+    """What a file says of its network and of its tensors, and the stream of these tensors."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a compressed network at {path}, found no file")
+    start, whole = len(_MAGIC) + _SIZES.size, path.read_bytes()
+    size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
+    header = zlib.decompressobj()
+    try:
+        text = header.decompress(whole[start : start + size], _MOST_HEADER)
+    except zlib.error:
+        text = b""
+    is_whole = whole.startswith(_MAGIC) and zlib.crc32(whole[start:]) == checksum
+    if not is_whole or not header.eof or header.unused_data:
+        raise ValueError(f"{path}: not a whole compressed network; write it by pruning.pack, or copy it again")
+    return *json.loads(text), io.BytesIO(whole[start + size :])
+
+
+def _stored(how: list) -> list:
+    """The descriptions of the tensors that are stored, without those that are stored under another name."""
+    return [description for description in how if len(description) > 2]
 
 
 def _is_weight(key: str, layer: str) -> bool:

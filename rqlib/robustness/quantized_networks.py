@@ -21,7 +21,7 @@ from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import Attack
 from rqlib.measures import evaluate
 from rqlib.prediction.published import FLOAT
-from rqlib.quantization import Format, calibration, fake_quantize, parse, post_training
+from rqlib.quantization import GRID, Format, calibration, fake_quantize, parse, post_training
 from rqlib.robustness import random_networks
 
 CLEAN = "clean"
@@ -50,7 +50,7 @@ def quantized(
     fresh predictions vote.
 
     Args:
-        formats: `quantization.Format` or their names.
+        formats: `quantization.Format` or their names; empty: the grid of 43.
         calibration_images: plain training images, uint8 (M, C, H, W).
         images, labels: uint8 (N, C, H, W), int64 (N,).
         attack: without ``active_set``, which would stop at the float network's border and transfer poorly.
@@ -59,7 +59,9 @@ def quantized(
         x, _ = next(data.batches(images, labels, 100))
         twin = evaluate.fast_twin(runtime.active().place(model), x)
         in_format = _quantizer(model, calibration_images)
-        return DataFrame([_three_ways(in_format(one), str(one), twin, images, labels, attack) for one in formats])
+        return DataFrame(
+            [_three_ways(in_format(one), str(one), twin, images, labels, attack) for one in formats or GRID]
+        )
 
 
 def _three_ways(network: nn.Module, name: str, twin: nn.Module, images: Tensor, labels: Tensor, attack: Attack) -> dict:

@@ -1,18 +1,10 @@
-"""Runs of notebooks: the network they open, their parameters and results, batch runs, reports.
+"""Runs of notebooks: the network they open, their parameters and results, batch runs, reports."""
 
-The names are imported when they are first used, so that the program that starts a notebook does not load torch.
-"""
+from rqlib.workbook.chance import beside_chance
+from rqlib.workbook.defended_runs import defended
+from rqlib.workbook.opening import network, others
+from rqlib.workbook.recording import Run
+from rqlib.workbook.results import collect, find, finished
+from rqlib.workbook.seeds import with_other_seeds
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "chance": ["beside_chance"],
-        "defended_runs": ["defended"],
-        "opening": ["network", "others"],
-        "recording": ["Run"],
-        "results": ["collect", "find", "finished"],
-        "seeds": ["with_other_seeds"],
-    },
-)
+__all__ = ["Run", "beside_chance", "collect", "defended", "find", "finished", "network", "others", "with_other_seeds"]

@@ -4,50 +4,44 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas
-
 from rqlib import models
+from rqlib.core import files
+from rqlib.data import ImageDataset
 from rqlib.models import checkpoints
 from rqlib.robustness.defense_study import Trained
 from rqlib.training import variants
-from rqlib.workbook import results
+from rqlib.workbook import opening, results
 
 
-def defended(patterns: Sequence[str]) -> list[Trained]:
+def defended(patterns: Sequence[str], images: ImageDataset) -> list[Trained]:
     """Every network of the finished runs of `01_train` whose folders match, once, in the order variant, radius, seed.
 
     Args:
         patterns: of the names of folders, with ``*`` for anything; none of them for no networks.
+        images: those that the networks are compared on.
 
     Raises:
         FileNotFoundError: a pattern matches nothing; the message says where was looked.
+        ValueError: a network was trained on other images, or its checkpoint is damaged.
     """
-    finished = results.finished("01_train") if patterns else []
-    folders = dict.fromkeys(folder for pattern in patterns for folder in _matching(pattern, finished))
+    folders = dict.fromkeys(folder for pattern in patterns for folder in results.matching("01_train", pattern))
     paths = [path for folder in folders for path in (folder / "checkpoint.pt", *folder.glob("seed*/checkpoint.pt"))]
-    return sorted(map(_trained, paths), key=lambda one: (one.variant, f"{one.epsilon_255:8.2f}", one.seed))
+    return sorted(
+        (_trained(path, images) for path in paths), key=lambda one: (one.variant, f"{one.epsilon_255:8.2f}", one.seed)
+    )
 
 
-def _matching(pattern: str, finished: list[dict]) -> list[Path]:
-    found = [run["folder"] for run in finished if run["folder"].match(pattern)]
-    if not found:
-        raise FileNotFoundError(
-            f"study={pattern!r}: expected finished runs with such names in {results.outputs_folder() / '01_train'}, "
-            "found none; make them, for example: make workbook PRESET=digits_defenses"
-        )
-    return found
-
-
-def _trained(path: Path) -> Trained:
+def _trained(path: Path, images: ImageDataset) -> Trained:
     """What a checkpoint says of its network; it is opened later, when it is needed."""
     found = checkpoints.record(path)
+    opening.check_images(path, found, images)
     known, log = found["parameters"], path.with_name("history.parquet")
     return Trained(
         variant=variants.variant(known),
         seed=known["seed"],
         epsilon_255=variants.trained_radius(known),
         open=partial(_opened, path),
-        history=partial(pandas.read_parquet, log) if log.is_file() else None,
+        history=partial(files.load_table, log) if log.is_file() else None,
     )
 
 

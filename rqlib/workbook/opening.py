@@ -1,7 +1,6 @@
 """Open the network that a notebook works on, and the others it is compared with: the one way in for all notebooks."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +10,14 @@ import pandas
 from torch import nn
 
 from rqlib import defenses, models  # noqa: F401 - so that checkpoints of defended networks can be opened
-from rqlib.core import runtime, vocabulary
+from rqlib.core import files, runtime, vocabulary
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.data import ImageDataset
 from rqlib.models import checkpoints, conventions
 from rqlib.models.weights import load_weights
 from rqlib.workbook import chance, parameters, results
 from rqlib.workbook.chance import Score
-
-KINDS = "also possible: the path of a checkpoint, torchvision:NAME, package.module:function"
-
-NAMED = re.compile(r"[\w.]+:\w+")
-"""``torchvision:NAME`` or ``package.module:function``."""
+from rqlib.workbook.choices import KINDS, NAMED
 
 MOST_OTHERS = 4
 """So many networks are compared with if none are named."""
@@ -73,7 +68,7 @@ class About:
     def history(self) -> pandas.DataFrame | None:
         """Its training, one row per epoch, if a run of `01_train` left it beside the checkpoint."""
         log = self.path and self.path.with_name("history.parquet")
-        return pandas.read_parquet(log) if log and log.is_file() else None
+        return files.load_table(log) if log and log.is_file() else None
 
     def trained(self, *names: str) -> dict:
         """The named parameters of its training run, as columns of a row; None for one that the run does not have."""
@@ -137,16 +132,15 @@ def others(about: About, images: ImageDataset, named: list[str] | None = None) -
         named: paths of their checkpoints; by default those of the first four finished runs of `01_train` on
             these images, without the opened one.
     """
-    paths = named or _trusted(_finished(images.name, without=about.path)[:MOST_OTHERS], about.model)
-    found = [_of_checkpoint(Path(path), images.spec, images.title, "", about.model) for path in paths]
+    paths = named or _trusted(_finished(images.name, without=about.path)[:MOST_OTHERS], about.model, images)
+    found = [_of_checkpoint(Path(path), images, "", about.model) for path in paths]
     return {f"{number}. {other.model}, {other.objective}": opened for number, (opened, other) in enumerate(found, 1)}
 
 
 def _opened(source, images, weights="", pixels: str = "", made: Mapping | None = None) -> tuple[nn.Module, About]:
     """The network and what is known of it before it is scored; ``made`` are width, options and seed."""
-    spec, title = (images, "") if isinstance(images, ImageSpec) else (images.spec, images.title)
     if str(source) in models.MODELS or NAMED.fullmatch(str(source)):
-        model, about = _named(str(source), spec, title, weights, pixels, **(made or {}))
+        model, about = _named(str(source), images, weights, pixels, **(made or {}))
     else:
         given = {"weights": str(weights), **(made or {})}
         given = [f"{name}={value!r}" for name, value in given.items() if value or value == 0]
@@ -154,7 +148,7 @@ def _opened(source, images, weights="", pixels: str = "", made: Mapping | None =
             raise ValueError(
                 f"network={str(source)!r}: a checkpoint brings its own weights and options, got {', '.join(given)}"
             )
-        model, about = _of_checkpoint(_path(source, images), spec, title, pixels)
+        model, about = _of_checkpoint(_path(source, images), images, pixels)
     return runtime.active().place(model.eval()), about
 
 
@@ -171,20 +165,19 @@ def _path(source: str | Path, images: ImageDataset | ImageSpec) -> Path:
     return results.find("01_train", dataset=images.name) / "checkpoint.pt"
 
 
-def _of_checkpoint(path: Path, spec: ImageSpec, title: str, pixels: str, named: str = "") -> tuple[nn.Module, About]:
+def _of_checkpoint(path: Path, images, pixels: str, named: str = "") -> tuple[nn.Module, About]:
     """The network of a checkpoint; the module of the user's that makes the network ``named`` may be imported."""
     known = named if named and (checkpoints.record(path) or {}).get("model") == named else None
     model, found = models.load(path, expected=known)
-    own = found["spec"]
-    spec = spec if title else own  # without images, the checkpoint says which it takes
-    _check_images(path, own, spec)
+    check_images(path, found, images)
+    own, spec = found["spec"], _spec(images, found)
     if pixels:
         own = conventions.with_pixels(spec, pixels)
         conventions.change(model, own)
-    return model, _about(model, found, own, spec, title, path)
+    return model, _about(model, found, own, spec, images, path)
 
 
-def _named(name, spec, title, weights, pixels, options=(), seed=None, width=None) -> tuple[nn.Module, About]:
+def _named(name, images, weights, pixels, options=(), seed=None, width=None) -> tuple[nn.Module, About]:
     """A network by name; a checkpoint of its weights says what is not said otherwise."""
     found = (checkpoints.record(weights) if weights else None) or {}
     if found:
@@ -192,8 +185,8 @@ def _named(name, spec, title, weights, pixels, options=(), seed=None, width=None
             raise ValueError(
                 f"weights={str(weights)!r}: expected weights of {name}, got a checkpoint of {found['model']}"
             )
-        spec = spec if title else found["spec"]
-        _check_images(Path(weights), found["spec"], spec)
+        check_images(weights, found, images)
+    spec = _spec(images, found)
     own = conventions.with_pixels(spec, pixels or conventions.usual(name))
     options = found.get("options", {}) | dict(options)
     made_width, width = width, found.get("width", 1.0) if width is None else width
@@ -210,16 +203,16 @@ def _named(name, spec, title, weights, pixels, options=(), seed=None, width=None
     if pixels:
         conventions.change(model, own)
     about = {"model": name, "parameters": {}} | found | {"width": width, "options": options}
-    return model, _about(model, about, own, spec, title, Path(weights) if found else None)
+    return model, _about(model, about, own, spec, images, Path(weights) if found else None)
 
 
-def _about(model, found: Mapping, own: ImageSpec, spec: ImageSpec, title: str, path: Path | None) -> About:
+def _about(model, found: Mapping, own: ImageSpec, spec: ImageSpec, images, path: Path | None) -> About:
     own = conventions.of(model, own)
     return About(
         model=found["model"],
         width=found["width"],
         parameters=found["parameters"],
-        images=title,
+        images="" if isinstance(images, ImageSpec) else images.title,
         path=path,
         spec=own,
         options=found["options"],
@@ -228,17 +221,38 @@ def _about(model, found: Mapping, own: ImageSpec, spec: ImageSpec, title: str, p
     )
 
 
-def _check_images(path: Path, own: ImageSpec, spec: ImageSpec) -> None:
+def check_images(path: str | Path, found: Mapping, images: ImageDataset | ImageSpec) -> None:
+    """Raise a ValueError if the network of a checkpoint was trained on images of another shape, or of other classes.
+
+    Args:
+        found: what the checkpoint says (`models.checkpoints.record`); classes that it does not name are not compared.
+    """
+    if isinstance(images, ImageSpec):
+        return
+    own, spec = found["spec"], images.spec
     if (own.shape, own.num_classes) != (spec.shape, spec.num_classes):
         raise ValueError(
             f"{path}: expected images {own.shape} in {own.num_classes} classes, as its network was trained on, "
             f"got {spec.shape} in {spec.num_classes}; choose another dataset or another network"
         )
+    differing = [pair for pair in zip(found["classes"], images.classes, strict=False) if pair[0] != pair[1]]
+    if differing:
+        shown = ", ".join(f"{other!r} for {one!r}" for one, other in differing[:3])
+        raise ValueError(
+            f"{path}: expected images of the classes that its network was trained on, in the same order, got {shown}"
+            f"{', ...' if len(differing) > 3 else ''}; choose another dataset or another network, or name the folders "
+            "of the same classes alike"
+        )
 
 
-def _trusted(paths: list[Path], named: str) -> list[Path]:
+def _spec(images: ImageDataset | ImageSpec, found: Mapping) -> ImageSpec:
+    """The spec of the images; without images, the one that a checkpoint names."""
+    return found.get("spec", images) if isinstance(images, ImageSpec) else images.spec
+
+
+def _trusted(paths: list[Path], named: str, images: ImageDataset) -> list[Path]:
     """The checkpoints that open without importing a module that nobody has named; a warning says the others."""
-    names = {path: checkpoints.record(path)["model"] for path in paths}
+    names = {path: name for path in paths if (name := _model_for(path, images))}
     left_out = {
         path: name
         for path, name in names.items()
@@ -246,7 +260,18 @@ def _trusted(paths: list[Path], named: str) -> list[Path]:
     }
     for path, name in left_out.items():
         warnings.warn(f"not compared with {path}: to load {name!r} the module would be imported", stacklevel=3)
-    return [path for path in paths if path not in left_out]
+    return [path for path in names if path not in left_out]
+
+
+def _model_for(path: Path, images: ImageDataset) -> str | None:
+    """The name of the network in a checkpoint; None, and a warning, for a damaged one or one for other images."""
+    try:
+        found = checkpoints.record(path)
+        check_images(path, found, images)
+    except ValueError as error:
+        warnings.warn(f"a network is not compared with: {error}", stacklevel=4)
+        return None
+    return found["model"]
 
 
 def _finished(dataset: str, without: Path | None) -> list[Path]:

@@ -11,28 +11,43 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rqlib.core import plain_yaml
+from rqlib.workbook import choices
 
 KINDS = re.compile(r"(?P<list>list\[)?(?P<item>int|float|str|bool)(?(list)\])(?P<none> \| None)?")
 """The types that a parameter may have."""
 
 LIMITS: list[tuple[dict[str, float], str]] = [
-    ({"ge": 1}, "*batch_size *steps *restarts *samples *images *members *iterations *bits *trainings *draws"),
-    ({"ge": 0}, "*epochs *gamma seed seeds *_strength sigma sigmas *_sigma *_std weight_decay workers"),
-    ({"gt": 0}, "*learning_rate *_radius width widths temperature"),
+    ({"ge": 0, "le": 10**9}, "deployed_images"),
+    ({"ge": 10, "le": 10**9}, "pseudo_images"),
+    ({"ge": 1, "le": 10**9}, "*batch_size *steps *restarts *samples *images *members *iterations *trainings *draws"),
+    ({"ge": 1, "le": 10**6}, "prune_epochs pretrain_epochs ablation_epochs"),
+    ({"ge": 0, "le": 10**6}, "*epochs *rounds workers"),
+    ({"ge": 0, "le": 2**32 - 1}, "*seed *seeds"),
+    ({"ge": 0}, "*gamma *_strength sigma sigmas *_sigma *_std weight_decay"),
+    ({"gt": 0}, "*_radius temperature"),
+    ({"gt": 0, "le": 1}, "*learning_rate"),
+    ({"gt": 0, "le": 16}, "width widths"),
+    ({"ge": 2, "le": 16}, "*bits"),
+    ({"ge": 1, "le": 4096}, "image_size channels"),
+    ({"ge": 2, "le": 10**6}, "num_classes"),
     ({"ge": 0, "le": 255}, "epsilon*_255 step_size_255 certified_255"),
     ({"gt": 0, "le": 1}, "kept *_kept *_ratios"),
     ({"gt": 1}, "*_compressions"),
-    ({"ge": 0, "le": 1}, "*fraction *probability"),
-    ({"gt": 0, "lt": 1}, "alpha confidence"),
+    ({"ge": 0, "le": 1}, "*fraction *probability tolerated_loss"),
+    ({"gt": 0, "lt": 1}, "alpha confidence level"),
 ]
-"""(bounds, patterns of names): a name means the same in every notebook, so it has the same range."""
+"""(bounds, patterns of names): a name means the same in every notebook, so it has the same range. The first counts."""
+
+NOT_EMPTY = ("kept", "epsilons_255", "sensitivity_formats", "certified_255", "certified_bounds", "smoothing_draws")
+"""Lists that must name something; every other empty list means none of it, or what the notebook says."""
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -82,7 +97,8 @@ def check(values: Mapping, types: Mapping[str, str], *, complete: bool = False) 
         complete: whether every name must have a value.
 
     Raises:
-        ParameterError: unknown name, missing, wrong type, or out of range: all faults in one line.
+        ParameterError: unknown name, missing, wrong type, out of range, a name that the library does not know, or a
+            file that is not there (`choices`): all faults in one line.
     """
     default: Any = ... if complete else None
     fields: dict[str, Any] = {name: (_annotation(name, kind), default) for name, kind in types.items()}
@@ -133,12 +149,26 @@ def _annotation(name: str, kind: str) -> Any:
     limits = [limit for limit, patterns in LIMITS if any(fnmatchcase(name, each) for each in patterns.split())]
     bounds = Field(**limits[0]) if limits else Field()
     as_number = BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)
-    items = {"int": Annotated[int, bounds], "float": Annotated[float, as_number, bounds], "str": str, "bool": bool}
+    as_known = AfterValidator(partial(_known, name))
+    items = {
+        "int": Annotated[int, bounds],
+        "float": Annotated[float, as_number, bounds],
+        "str": Annotated[str, as_known],
+        "bool": bool,
+    }
     checked = items[found["item"]]
     if found["list"]:
         as_list = BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)
-        checked = Annotated[list[checked], as_list]
+        checked = Annotated[list[checked], as_list, Field(min_length=int(name in NOT_EMPTY))]
     return checked | None if found["none"] else checked
+
+
+def _known(name: str, text: str) -> str:
+    try:
+        choices.check(name, text)
+    except (ValueError, OSError) as error:
+        raise PydanticCustomError("choice", "{reason}", {"reason": str(error)}) from error
+    return text
 
 
 def _fault(error: ErrorDetails, values: Mapping, types: Mapping[str, str]) -> str:
@@ -151,6 +181,10 @@ def _fault(error: ErrorDetails, values: Mapping, types: Mapping[str, str]) -> st
     if reason == "missing":
         return f"missing parameter {name!r}"
     value, kind = values[name], types[name]
+    if reason == "choice":
+        return f"{name}={reprlib.repr(value)}: {error['msg']}"
+    if reason == "too_short":
+        return f"{name}=[]: expected at least one value, got none"
     if reason == "finite_number" or reason.startswith(("greater_than", "less_than")):
         expected = error["msg"].removeprefix("Input should be ")
     else:

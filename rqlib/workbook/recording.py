@@ -5,13 +5,16 @@
 goes on from. A run goes on only with the same parameters and the same code; otherwise it starts afresh.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas
@@ -33,6 +36,8 @@ NO_IDENTITY = ("device", "run_folder")
 
 SAVE_ROWS_EVERY = 2.0
 """Seconds between two writes of an unfinished run's rows."""
+
+_KEEP = "RQLIB_KEEP_UNFINISHED"  # variable with the folder whose `unfinished/` another process removes
 
 _held: dict[str, FileLock] = {}  # notebook -> the lock of the folder that this process writes to
 
@@ -62,6 +67,7 @@ class Run:
         self._started, self._saved = time.monotonic(), 0.0
         self._record = _record(notebook, self.parameters)
         self._rows: dict[str, dict] = {}
+        self._files: set[str] = set()
         again = _hold(notebook, self.folder)
         self._lock = _held[notebook]
         self._go_on(afresh=again)
@@ -95,8 +101,7 @@ class Run:
     def save(self, part: str = "", /, **frames: pandas.DataFrame) -> None:
         """Write each table as ``NAME.parquet``, below the folder ``part`` of the run: ``run.save(history=history)``."""
         for name, frame in frames.items():
-            with files.atomic(self.path(part) / f"{name}.parquet") as temporary:
-                frame.to_parquet(temporary)
+            files.save_table(self._written(f"{part}/{name}.parquet" if part else f"{name}.parquet"), frame)
 
     def checkpoint(
         self,
@@ -118,7 +123,7 @@ class Run:
         if any(map(is_parametrized, model.modules())):
             x = runtime.active().place(torch.rand(2, *spec.shape, generator=runtime.rng(0)))
             derived.check(model, plain, x, what="baking its weights")
-        return models.save(self.path(file), plain, name, spec, parameters=values, **metadata)
+        return models.save(self._written(file), plain, name, spec, parameters=values, **metadata)
 
     def finish(self, **summary) -> None:
         """Write the rows and mark the run as done; print the key figures and where everything lies."""
@@ -130,14 +135,21 @@ class Run:
             "peak_memory_mb": _peak_memory(),
             "policy": runtime.active().record(),
             "rows": len(self._rows),
+            "files": sorted(self._files),
             "summary": {name: _plain(value) for name, value in summary.items()},
         }
         self._write_record()
-        shutil.rmtree(self.folder / "unfinished", ignore_errors=True)
+        if os.environ.get(_KEEP) != str(self.folder):
+            _remove_unfinished(self.folder)
         self._lock.release()
         figures = [f"  {name} = {value}" for name, value in self._record["summary"].items()]
         print(f"{self.notebook}: done in {self._record['seconds']:.1f} s, {len(self._rows)} rows")
         print("\n".join([*figures, f"  all of it in {self.folder}"]))
+
+    def _written(self, name: str) -> Path:
+        """Where a file of the run lies, which is named in `run.json` as one that a finished run has."""
+        self._files.add(name)
+        return self.path(name)
 
     def _go_on(self, afresh: bool) -> None:
         """Take up what an interrupted run of the same parameters and code left; remove what any other run left."""
@@ -155,7 +167,26 @@ class Run:
             print(f"{self.notebook}: goes on after {len(rows)} rows of an interrupted run in {self.folder}")
 
     def _write_record(self) -> None:
-        files.save_text(self.path("run.json"), json.dumps(self._record, indent=2))
+        files.save_json(self.path("run.json"), self._record)
+
+
+@contextlib.contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Inside the block, also in its child processes, a run in this folder keeps what an interrupted one goes on from.
+
+    It is removed when the block has succeeded, so that a run whose executed notebook cannot be written is not lost.
+    """
+    os.environ[_KEEP] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[_KEEP]
+    if (folder / "run.json").is_file():
+        _remove_unfinished(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    shutil.rmtree(folder / "unfinished", ignore_errors=True)
 
 
 def identity(values: dict) -> str:

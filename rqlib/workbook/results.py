@@ -3,13 +3,49 @@
 Every run owns a folder ``outputs/NN_name/IDENTITY/`` (see `recording`); only runs that have finished count here.
 """
 
-import json
 import os
+import warnings
 from pathlib import Path
 
 import pandas
+import pydantic
 
 from rqlib.core import files
+
+
+class _Machine(pydantic.BaseModel, extra="allow"):
+    processor: str
+    cores: int | None
+    gpu: str | None
+
+
+class _Policy(pydantic.BaseModel, extra="allow"):
+    precision: str
+
+
+class _Versions(pydantic.BaseModel, extra="allow"):
+    torch: str | None
+
+
+class _Record(pydantic.BaseModel, extra="allow", strict=True):
+    """What is read of every `run.json`."""
+
+    notebook: str
+    status: str
+    started: str
+    parameters: dict
+
+
+class _Finished(_Record):
+    """What is read of a run that has finished; ``files`` are the names of what it wrote, None in older ones."""
+
+    rows: int
+    seconds: float
+    summary: dict
+    machine: _Machine
+    policy: _Policy
+    versions: _Versions
+    files: list[str] | None = None
 
 
 def outputs_folder() -> Path:
@@ -18,8 +54,11 @@ def outputs_folder() -> Path:
 
 
 def finished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
-    """The `run.json` of every finished run of a notebook, each with its ``folder``, in the order of the folders."""
-    return [record for record in _records(notebook, outputs) if record["status"] == "done"]
+    """The `run.json` of every finished run of a notebook, each with its ``folder``, in the order of the folders.
+
+    A run is left out, with a warning that names it, if its `run.json` is damaged or a file is missing that it wrote.
+    """
+    return [record for record in _records(notebook, outputs) if record["status"] == "done" and _is_whole(record)]
 
 
 def find(notebook: str, outputs: str | Path | None = None, **wanted) -> Path:
@@ -34,6 +73,21 @@ def find(notebook: str, outputs: str | Path | None = None, **wanted) -> Path:
     return max(matching, key=lambda run: run["started"])["folder"]
 
 
+def matching(notebook: str, pattern: str) -> list[Path]:
+    """Folders of the finished runs of a notebook whose names match a pattern, with ``*`` for anything.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where was looked.
+    """
+    found = [run["folder"] for run in finished(notebook) if run["folder"].match(pattern)]
+    if not found:
+        raise FileNotFoundError(
+            f"study={pattern!r}: expected finished runs with such names in {outputs_folder() / notebook}, "
+            "found none; make them, for example: make workbook PRESET=digits_defenses"
+        )
+    return found
+
+
 def collect(notebook: str, outputs: str | Path | None = None) -> pandas.DataFrame:
     """The rows of all finished runs of a notebook, one below the other, with the column ``run`` (its folder).
 
@@ -44,7 +98,7 @@ def collect(notebook: str, outputs: str | Path | None = None) -> pandas.DataFram
         ValueError: a table is damaged; the message names it.
     """
     base, records = Path(outputs or outputs_folder()), _records(notebook, outputs)
-    done = [record["folder"] for record in records if record["status"] == "done"]
+    done = [record["folder"] for record in records if record["status"] == "done" and _is_whole(record)]
     if len(done) < len(records):
         print(f"{notebook}: {len(done)} of {len(records)} runs have finished; the others are left out")
     tables = [_read(folder, base) for folder in done if (folder / "rows.parquet").is_file()]
@@ -54,17 +108,37 @@ def collect(notebook: str, outputs: str | Path | None = None) -> pandas.DataFram
 
 
 def _read(folder: Path, base: Path) -> pandas.DataFrame:
-    path = folder / "rows.parquet"
-    try:
-        return pandas.read_parquet(path).assign(run=folder.relative_to(base).as_posix())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole table ({error}); remove the folder and run it again") from error
+    return files.load_table(folder / "rows.parquet").assign(run=folder.relative_to(base).as_posix())
 
 
 def _records(notebook: str, outputs: str | Path | None) -> list[dict]:
-    found = sorted(Path(outputs or outputs_folder()).rglob("run.json"))
-    records = [json.loads(path.read_text()) | {"folder": path.parent} for path in found]
-    return [record for record in records if record.get("notebook") == notebook]
+    """The readable `run.json` of all runs of a notebook; a warning names each one that is not."""
+    found = map(_record, sorted(Path(outputs or outputs_folder()).rglob("run.json")))
+    return [record for record in found if record and record["notebook"] == notebook]
+
+
+def _record(path: Path) -> dict | None:
+    try:
+        content = files.load_json(path)
+        record = (_Finished if content.get("status") == "done" else _Record).model_validate(content)
+    except pydantic.ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        warnings.warn(f"run left out: {path}: expected the record of a run, got {faults}; run it again", stacklevel=2)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"run left out: {error}", stacklevel=2)
+    else:
+        return record.model_dump() | {"folder": path.parent}
+    return None
+
+
+def _is_whole(record: dict) -> bool:
+    """Whether all files are there that a finished run has promised; a warning names those that are not."""
+    usual = (["rows.parquet"] if record["rows"] else []) + ["checkpoint.pt"] * (record["notebook"] == "01_train")
+    promised = usual if record["files"] is None else record["files"]
+    missing = [name for name in promised if not (record["folder"] / name).is_file()]
+    if missing:
+        warnings.warn(f"run left out: {record['folder']} has no {', '.join(missing)}; run it again", stacklevel=3)
+    return not missing
 
 
 def _none(notebook: str, outputs: str | Path | None, wanted: dict) -> FileNotFoundError:

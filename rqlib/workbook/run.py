@@ -5,17 +5,19 @@ python -m rqlib.workbook.run NOTEBOOK OUT [-f params.yaml]... [-p name=value]...
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from traitlets.config import Config
 
 from rqlib.core import files
-from rqlib.workbook import parameters, report
+from rqlib.workbook import parameters, recording, report
 from rqlib.workbook.parameters import ParameterError
 
 
@@ -103,6 +105,16 @@ def _yaml_file(path: str) -> dict:
     return content
 
 
+def _report(html: str, out: str) -> None:
+    """Write the report; if that fails, only say so, because the results are whole."""
+    try:
+        report.write(html, out)
+    except Exception as error:
+        again = f"python -m rqlib.workbook.report {shlex.quote(out)} {shlex.quote(html)}"
+        reason = " ".join(str(error).split())
+        print(f"warning: no report {html} ({reason}); the results are whole. Write it by: {again}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line: if something is wrong, one line on standard error and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.run", description="Run a notebook in batch.")
@@ -114,14 +126,19 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the kernel ends, too
     try:
-        run(given.notebook, given.out, read_values(given.files, given.settings))
-        if given.report:
-            report.write(given.report, given.out)
+        values = read_values(given.files, given.settings)
+        with recording.keeping(Path(given.out).parent.resolve()):
+            run(given.notebook, given.out, values)
+            if given.report:
+                _report(given.report, given.out)
     except ParameterError as error:
         raise SystemExit(f"{given.notebook}: {error}") from None
     except PapermillExecutionError as error:
         reason = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
         raise SystemExit(f"{given.notebook} {reason} (see {Path(given.out).with_suffix('.failed.ipynb')})") from None
+    except DeadKernelError as error:
+        reason = "most often because the machine has no memory left; give it more, or fewer images at a time"
+        raise SystemExit(f"{given.notebook} failed: {error}, {reason}") from None
     except (PapermillException, RuntimeError, OSError, ValueError) as error:
         raise SystemExit(f"{given.notebook} failed: {error}") from None
 

@@ -44,9 +44,11 @@ def test_what_has_no_size_or_no_distance_is_nan():
         "real": (features, labels),
         "one class": (features, torch.zeros_like(labels)),
         "one point": (torch.ones_like(features), labels),
+        "one image per class": (features[:4], torch.arange(4)),
     }
     table = feature_map.measure(feature_map.project(features, sets), sets).set_index("set")
     assert table.loc["one class", ["silhouette", "center_distance"]].isna().all()
+    assert table.loc["one image per class", ["silhouette", "center_distance"]].isna().all()
     assert math.isnan(table.center_distance["one point"])
     assert table.covered_area["one point"] < 0.1 < table.covered_area["real"]
 

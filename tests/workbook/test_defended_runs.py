@@ -39,7 +39,7 @@ def trained(folder: str, seeds: list[int], **values) -> list[torch.nn.Module]:
 def test_every_seed_of_every_matching_run_is_found():
     plain, defended = trained("p-natural", [0, 1]), trained("p-both-8", [0, 3], **A)
     trained("q-other", [0])
-    found = workbook.defended(["p-nat*", "p-both-*"])
+    found = workbook.defended(["p-nat*", "p-both-*"], data.load("digits"))
     assert [(one.variant, one.seed) for one in found] == [("Q+A", 0), ("Q+A", 3), ("original", 0), ("original", 1)]
     assert [one.epsilon_255 for one in found[:2]] == [8.0, 8.0]
     assert math.isnan(found[-1].epsilon_255)
@@ -51,11 +51,11 @@ def test_every_seed_of_every_matching_run_is_found():
 
 def test_no_pattern_is_no_study_and_one_that_matches_nothing_is_an_error():
     trained("p-natural", [0])
-    assert workbook.defended([]) == []
+    assert workbook.defended([], data.load("digits")) == []
     with pytest.raises(FileNotFoundError, match="study='r-\\*': expected finished runs with such names in .*01_train"):
-        workbook.defended(["p-*", "r-*"])
+        workbook.defended(["p-*", "r-*"], data.load("digits"))
 
 
 def test_a_run_that_two_patterns_match_is_there_once():
     trained("p-natural", [0, 1])
-    assert [one.seed for one in workbook.defended(["p-*", "*-natural"])] == [0, 1]
+    assert [one.seed for one in workbook.defended(["p-*", "*-natural"], data.load("digits"))] == [0, 1]

@@ -1,5 +1,6 @@
 """Every notebook opens its network in one way: a checkpoint, the latest run, or a network from elsewhere by name."""
 
+import dataclasses
 import sys
 
 import pandas
@@ -42,7 +43,7 @@ def trained(images, seed: int, objective: str = "natural"):
     """A finished run of 01_train that leaves a checkpoint."""
     run = start("01_train", model="SmallCNN", objective=objective, seed=seed)
     made = models.build("SmallCNN", images.spec, seed=seed)
-    path = run.checkpoint(made, "SmallCNN", images.spec)
+    path = run.checkpoint(made, "SmallCNN", images.spec, classes=images.classes)
     run.finish()
     return made, path
 
@@ -208,6 +209,37 @@ def test_what_cannot_be_opened(images, tmp_path, source, options, error, words):
     options = {name: value.format(**paths) if isinstance(value, str) else value for name, value in options.items()}
     with pytest.raises(error, match=words):
         workbook.network(source.format(**paths), images, **options)
+
+
+@pytest.mark.parametrize("classes", [[f"thing {number}" for number in range(10)], list("1023456789")])
+@pytest.mark.parametrize(
+    "meet",
+    [
+        workbook.network,
+        lambda path, images: workbook.network("SmallCNN", images, weights=path),
+        lambda path, images: workbook.network("SmallCNN", images, weights=path, seed=0, width=1.0),
+        lambda path, images: workbook.network("", images),
+        lambda path, images: workbook.others(workbook.network("SmallCNN", images)[1], images, [str(path)]),
+        lambda path, images: workbook.defended(["*"], images),
+    ],
+    ids=["checkpoint", "weights", "as in 01_train", "latest run", "others", "study"],
+)
+def test_a_network_meets_only_images_of_its_own_classes(images, meet, classes):
+    _, path = trained(images, 0)
+    meet(path, images)
+    words = f"checkpoint.pt: expected images of the classes .*, got '{classes[0]}' for '0', '{classes[1]}' for '1'"
+    with pytest.raises(ValueError, match=words):
+        meet(path, dataclasses.replace(images, classes=tuple(classes)))
+
+
+def test_other_networks_that_nobody_named_are_left_out_if_they_do_not_fit(images):
+    _, about = workbook.network(trained(images, 0)[1], images)
+    _, damaged = trained(images, 1)
+    trained(dataclasses.replace(images, classes=tuple("abcdefghij")), 2)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="not compared with: .*pt( is damaged|: expected images of the cl)") as said:
+        assert workbook.others(about, images) == {}
+    assert len(said) == 2
 
 
 def test_without_images_a_name_is_needed(images):

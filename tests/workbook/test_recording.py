@@ -222,11 +222,11 @@ def test_a_full_disk_leaves_the_old_table(monkeypatch):
     path = run.path("history.parquet")
     before = path.read_bytes()
 
-    def full(frame, part):
+    def full(table, part):
         Path(part).write_bytes(before[:50])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(pandas.DataFrame, "to_parquet", full)
+    monkeypatch.setattr(files.parquet, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
         run.save(history=pandas.DataFrame({"loss": [3.0]}))
     assert path.read_bytes() == before

@@ -75,6 +75,25 @@ def test_a_whole_run_with_its_report(notebook, tmp_path):
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.html", "out.ipynb"]
 
 
+def test_a_report_that_cannot_be_written_is_only_said(notebook, tmp_path):
+    """It holds a library of 4 MB, and the shell forbids files of more than 1 MB."""
+    folder, content = tmp_path / "outputs" / "05_tiny" / "mine", nbformat.read(notebook, 4)
+    content.cells[1].source += '\nrun_folder: str = ""  # where the results are written'
+    nbformat.write(content, notebook)
+    line = f"ulimit -f 1000; {sys.executable} -m rqlib.workbook.run {notebook} {folder}/notebook.ipynb"
+    line += f" -p run_folder={folder} --report {folder}/report.html"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        f"warning: no report {folder}/report.html ([Errno 27] File too large); the results are whole"
+    )
+    assert last.endswith(f"python -m rqlib.workbook.report {folder}/notebook.ipynb {folder}/report.html")
+    made = {path.name for path in folder.iterdir()}
+    assert made == {".lock", "notebook.ipynb", "params.yaml", "rows.parquet", "run.json"}
+    assert len(workbook.collect("05_tiny", tmp_path / "outputs")) == 2
+
+
 def test_bare_papermill_stops_at_the_run_cell(notebook, tmp_path):
     values = tmp_path / "a.yaml"
     values.write_text("epochs: 1e-3\n")
@@ -172,7 +191,8 @@ def test_a_killed_run_leaves_no_notebook_that_looks_whole(tmp_path, victim):
         os.kill(int(children[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (143 if victim == "runner" else 1)
-    assert victim == "runner" or f"{notebook} failed: Kernel died" in said.strip().splitlines()[-1]
+    last = said.strip().splitlines()[-1]
+    assert victim == "runner" or f"{notebook} failed: Kernel died, most often because the machine has no memory" in last
     assert not out.exists()
     assert (tmp_path / "out.failed.ipynb").exists()
     wait_for_the_end(children[0])

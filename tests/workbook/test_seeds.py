@@ -46,13 +46,13 @@ def test_without_a_finished_run_the_rows_stay_alone():
 
 
 def test_mean_and_spread_over_seeds():
-    for model, seed, accuracy in [("A", 0, 0.5), ("A", 1, 0.7), ("B", 0, 0.9)]:
+    for model, seed, accuracy in [("LeNet", 0, 0.5), ("LeNet", 1, 0.7), ("SmallCNN", 0, 0.9)]:
         finish("01_train", accuracy, model=model, seed=seed)
     table = seeds.over_seeds("01_train").set_index("model")
     assert list(table.seeds) == [2, 1]
-    assert table.accuracy["A"] == pytest.approx(0.6)
-    assert table.accuracy_std["A"] == pytest.approx(0.2 / 2**0.5)
-    assert pandas.isna(table.accuracy_std["B"])
+    assert table.accuracy["LeNet"] == pytest.approx(0.6)
+    assert table.accuracy_std["LeNet"] == pytest.approx(0.2 / 2**0.5)
+    assert pandas.isna(table.accuracy_std["SmallCNN"])
     assert list(table)[-3:] == ["machine", "computed_in", "torch"]
 
 

@@ -10,7 +10,7 @@ from tests.workbook.runs import finish, start
 @pytest.fixture
 def three_runs(outputs):
     """Two seeds of one setting and one of another, finished."""
-    for model, seed, accuracy in [("A", 0, 0.5), ("A", 1, 0.7), ("B", 0, 0.9)]:
+    for model, seed, accuracy in [("LeNet", 0, 0.5), ("LeNet", 1, 0.7), ("SmallCNN", 0, 0.9)]:
         finish("01_train", accuracy, model=model, seed=seed)
     return outputs.parent
 
@@ -18,7 +18,7 @@ def three_runs(outputs):
 @pytest.mark.usefixtures("three_runs")
 def test_every_finished_run_is_listed():
     table = summary.runs()
-    assert sorted(zip(table.model, table.accuracy, strict=True)) == [("A", 0.5), ("A", 0.7), ("B", 0.9)]
+    assert sorted(zip(table.model, table.accuracy, strict=True)) == [("LeNet", 0.5), ("LeNet", 0.7), ("SmallCNN", 0.9)]
     assert all(str(folder).startswith("outputs/01_train/") for folder in table.folder)
 
 
