@@ -24,6 +24,7 @@ $(READY): pyproject.toml constraints.txt
 workbook: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --config preset=$(PRESET)
 	$(BIN)/python -m rqlib.workbook.summary
+	$(BIN)/python -m rqlib.workbook.overview
 
 test: $(READY)
 	$(if $(PEERS),PYTHONPATH=$(PEERS) )$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal

@@ -1,16 +1,18 @@
-"""The pictures of the README: one figure of each notebook's latest finished run, and one of a reference table.
+"""The pictures of the README: the page of all runs, one figure of each notebook's latest run, one reference table.
 
-python -m rqlib.workbook.pictures      writes outputs/reference/figures/*.svg
+python -m rqlib.workbook.pictures      writes outputs/reference/figures/*.svg and index.png
 
 A notebook's picture is the figure of its cell that is tagged ``picture``. Needs kaleido and a Chromium.
 """
 
 import json
+import subprocess
 from pathlib import Path
 
 import nbformat
 import pandas
 import plotly.graph_objects as go
+from PIL import Image
 from plotly import io as plotly_io
 
 from rqlib.core import files
@@ -20,6 +22,8 @@ from rqlib.workbook.report import FIGURE
 
 TAG = "picture"
 REFERENCE = Path("outputs/reference")
+SIZE = 1200, 1400
+"""Width and height of the picture of a page, in pixels."""
 
 
 def of_notebook(path: str | Path) -> go.Figure:
@@ -42,6 +46,27 @@ def of_table(path: str | Path, model: str) -> go.Figure:
     return figures.frontier(rows, title=f"{model} on {rows.images[0]}: accuracy against size")
 
 
+def of_page(path: str | Path, picture: str | Path) -> None:
+    """Write the top of an HTML page, as a browser draws it, as a PNG of 256 colors and `SIZE` pixels.
+
+    Raises:
+        FileNotFoundError: there is no such page, or no Chromium.
+    """
+    from choreographer.browsers.chromium import Chromium  # comes with kaleido, which only this command needs
+
+    path, browser = Path(path).resolve(), Chromium.find_browser(skip_local=False)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a page at {path}, found none; make it: python -m rqlib.workbook.overview")
+    if browser is None:
+        raise FileNotFoundError("expected a Chromium on this machine, found none; Debian: apt-get install chromium")
+    with files.atomic(picture) as part:
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=10000"]
+        options += [f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={part}", path.as_uri()]
+        subprocess.run([browser, *options], check=True, capture_output=True, timeout=120)
+        with Image.open(part) as drawn:
+            drawn.convert("RGB").quantize(256).save(part, optimize=True)
+
+
 def main() -> None:
     """The command line."""
     folder = files.project_root() / REFERENCE
@@ -53,6 +78,8 @@ def main() -> None:
         with files.atomic(folder / "figures" / f"{name}.svg") as part:
             figure.write_image(part, format="svg")
         print(folder / "figures" / f"{name}.svg")
+    of_page(results.outputs_folder() / "index.html", folder / "figures/index.png")
+    print(folder / "figures/index.png")
 
 
 if __name__ == "__main__":

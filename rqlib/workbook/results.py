@@ -61,6 +61,11 @@ def finished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
     return [record for record in _records(notebook, outputs) if record["status"] == "done" and _is_whole(record)]
 
 
+def unfinished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
+    """As `finished`, every run that has not finished: it runs, or was interrupted."""
+    return [record for record in _records(notebook, outputs) if record["status"] != "done"]
+
+
 def find(notebook: str, outputs: str | Path | None = None, **wanted) -> Path:
     """Folder of the latest finished run of a notebook with these parameters (``find("01_train", seed=0)``).
 

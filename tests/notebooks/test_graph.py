@@ -16,6 +16,7 @@ import yaml
 
 from benchmarks import same_results
 from rqlib import workbook
+from rqlib.workbook.overview import kinds, measurements, networks, treatments
 from tests.notebooks.conftest import snakemake
 from tests.notebooks.small import ROOT, SMALL, command, copied, environment, prepare
 
@@ -64,6 +65,19 @@ def test_the_tables_of_the_graph(graph):
     pruned = workbook.collect("06_prune", outputs)
     assert pruned.model.unique().tolist() == ["SmallCNN"]
     assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
+
+
+def test_the_overview_shows_every_treatment_of_the_graph(graph, monkeypatch):
+    monkeypatch.setenv("RQLIB_OUTPUTS", str(graph / "outputs"))
+    measured = measurements.table(networks.sources(SMALL))
+    assert set(measured.metric) == set(kinds.METRICS)
+    assert set(measured.kind) == {*kinds.KINDS} - {kinds.JOINT, kinds.DEFENDED}
+    found = {section.title: section for section in treatments.sections(measured)}
+    assert set(found) == {"SmallCNN on digits", "ResNet_18 (width 0.25) on digits"}
+    whole = found["SmallCNN on digits"].float_row
+    figures = ("clean", "robust", "certified", "bits", "macs", "milliseconds")
+    assert all(whole[metric] == whole[metric] for metric in figures)
+    assert all(whole[f"{metric}_low"] <= whole[metric] <= whole[f"{metric}_high"] for metric in figures[:3])
 
 
 def test_what_a_run_of_the_graph_leaves(graph):

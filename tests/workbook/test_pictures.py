@@ -1,4 +1,4 @@
-"""The pictures of the README: the tagged figure of an executed notebook, and a figure of a reference table."""
+"""The pictures of the README: the tagged figure of an executed notebook, of a reference table, and of a page."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 
 from rqlib.workbook import pictures
 from rqlib.workbook.report import FIGURE
@@ -39,3 +40,19 @@ def test_every_format_of_a_reference_table_is_drawn():
     figure = pictures.of_table(ROOT / "outputs/reference/quantize.csv", "ResNet_18")
     assert {trace.name for trace in figure.data} == {"INT", "POT", "FLOAT", "undominated"}
     assert figure.layout.title.text == "ResNet_18 on CIFAR-10 (JPEG): accuracy against size"
+
+
+def test_the_top_of_a_page_is_drawn_with_few_colors(tmp_path):
+    pytest.importorskip("choreographer", reason="kaleido is not installed")
+    if not Path("/usr/bin/chromium").exists():
+        pytest.skip("no /usr/bin/chromium on this machine")
+    (tmp_path / "a.html").write_text("<body style='background: #0072B2'><script>document.body.append('drawn')</script>")
+    pictures.of_page(tmp_path / "a.html", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as drawn:
+        colors = {color for _, color in drawn.convert("RGB").getcolors()}
+        assert drawn.size == pictures.SIZE
+    assert (0, 0x72, 0xB2) in colors
+    assert 1 < len(colors) <= 256
+    with pytest.raises(FileNotFoundError, match="expected a page at .*b.html, found none; make it: python -m"):
+        pictures.of_page(tmp_path / "b.html", tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()

@@ -25,6 +25,8 @@ def test_collect_and_find():
     assert set(frame.run) == {f"05_robust/{folder.name}" for folder in folders}
     assert results.find("05_robust", seed=1, seeds=[0, 1]) == folders[1]
     assert [record["folder"] for record in results.finished("05_robust")] == sorted(folders)
+    begun = start(seed=3).folder
+    assert [record["folder"] for record in results.unfinished("05_robust")] == [begun]
 
 
 def test_find_takes_the_latest():
