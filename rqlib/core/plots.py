@@ -1,5 +1,6 @@
 """What all figures share: one template, one color per network in every notebook, pictures of images."""
 
+import math
 from collections.abc import Iterable
 
 import plotly.express as px
@@ -24,6 +25,10 @@ _AXIS = {
     "ticks": "outside",
     "automargin": True,
 }
+DECADES = {"type": "log", "dtick": 1, "exponentformat": "power"}
+"""A logarithmic axis with a tick for every power of ten."""
+_ACCURACIES = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999)
+
 pio.templates["rqlib"] = go.layout.Template(
     layout={
         "font": {"family": "Helvetica, Arial, DejaVu Sans, sans-serif", "size": 14, "color": "#222222"},
@@ -36,7 +41,6 @@ pio.templates["rqlib"] = go.layout.Template(
         "margin": {"l": 70, "r": 30, "t": 70, "b": 60},
         "legend": {"bgcolor": "rgba(255,255,255,0.8)"},
         "hoverlabel": {"font": {"size": 13}},
-        "width": 900,
         "height": 480,
     }
 )
@@ -54,6 +58,23 @@ def dash(name: str, names: Iterable[str]) -> str:
     """The dash of a network's lines; networks that share a color have different dashes."""
     known = list(names)
     return DASHES[known.index(name) // len(PALETTE) % len(DASHES)] if name in known else DASHES[-1]
+
+
+def errors(accuracy, images: int):
+    """The share of errors, for `accuracy_axis`; a logarithm has no 0, so no error is half an error of ``images``."""
+    return (1 - accuracy).clip(lower=0.5 / images)
+
+
+def accuracy_axis(figure: go.Figure, images: int, **place) -> go.Figure:
+    """Make the y axis, on which `errors` are drawn, one of accuracy, logarithmic in the errors and 1 at the top.
+
+    From 0.9 to 0.99 is then as far as from 0 to 0.9, so that small losses can be seen beside large ones.
+    """
+    shown = [one for one in _ACCURACIES if 1 - one > 1.5 / images]
+    ticks = {"tickvals": [*(1 - one for one in shown), 0.5 / images], "ticktext": [*(f"{one:g}" for one in shown), "1"]}
+    reach = [0.02, math.log10(0.4 / images)]
+    title = "accuracy (fraction; logarithmic in the errors)"
+    return figure.update_yaxes(title=title, type="log", range=reach, **ticks, **place)
 
 
 def side_by_side(figures: list[go.Figure], *, title: str = "") -> go.Figure:

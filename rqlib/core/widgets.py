@@ -9,7 +9,19 @@ import ipywidgets
 import plotly.graph_objects as go
 
 
-class Explorer(ipywidgets.VBox):
+class Frame(ipywidgets.VBox):
+    """Widgets below each other. Its live figures are drawn when it is displayed, so that none stays blank."""
+
+    def redraw(self) -> None:
+        """Draw the live figures again."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **options):
+        self.redraw()
+        return super()._repr_mimebundle_(**options)
+
+
+class Explorer(Frame):
     """Controls above a live figure, which is drawn again whenever one of them changes."""
 
     def __init__(self, draw: Callable[..., go.Figure], controls: dict[str, ipywidgets.ValueWidget]):

@@ -35,7 +35,7 @@ def training(history: DataFrame, *, title: str = "The generator learns from the 
         )  # fmt: skip
         figure.add_trace(line, row=1, col=axis)
     figure.update_xaxes(title="epoch", range=[0.5, len(history) + 0.5])
-    figure.update_yaxes(title="part of the loss, before its weight", type="log", exponentformat="power", row=1, col=1)
+    figure.update_yaxes(title="part of the loss (unweighted)", **plots.DECADES, row=1, col=1)
     figure.update_yaxes(title="share of images", range=[0, 1.03], row=1, col=2)
     return figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.28})
 
@@ -65,8 +65,9 @@ def adjustment(
     figure.update_xaxes(title="round", row=len(runs))
     figure.update_yaxes(title="generated - target (points)", col=1)
     figure.update_annotations(font_size=13)
-    legend = {"orientation": "h", "y": -0.12, "title": "next step: "}
-    return figure.update_layout(title=title, height=160 + 260 * len(runs), margin_t=90, legend=legend)
+    legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom", "title": "next step: "}
+    size = {"height": 190 + 260 * len(runs), "margin": {"t": 90, "b": 110}}
+    return figure.update_layout(title=title, legend=legend, **size)
 
 
 def _in_words(target: Target | None) -> str:
@@ -96,7 +97,7 @@ def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of
     figure.update_xaxes(title="first principal axis")
     figure.update_yaxes(title="second principal axis", row=1, col=1)
     legend = {"itemsizing": "constant", "font_size": 12}
-    return figure.update_layout(title=title, width=340 * len(sets) + 120, height=460, margin_t=90, legend=legend)
+    return figure.update_layout(title=title, height=460, margin_t=90, legend=legend)
 
 
 def _dots(some: DataFrame, name: str, label: int, classes: Sequence[str]) -> go.Scatter:
@@ -144,8 +145,8 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     figure.update_xaxes(title="on generated images", row=len(generators))
     figure.update_yaxes(title="on test images", col=1)
     legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
-    size = {"width": 130 + 300 * len(attacks), "height": 170 + 270 * len(generators)}
-    return figure.update_layout(title=title, margin={"t": 100, "b": 110}, legend=legend, **size)
+    size = {"height": 170 + 270 * len(generators), "margin": {"t": 100, "b": 110}}
+    return figure.update_layout(title=title, legend=legend, **size)
 
 
 def _against(some: DataFrame, *, showlegend: bool) -> list[go.Scatter]:

@@ -53,7 +53,7 @@ def _superposed(images: Tensor, probabilities: Tensor, names: list[str], title: 
     return figure.update_layout(title=title, height=380, showlegend=False)
 
 
-class LinkedMap(ipywidgets.VBox):
+class LinkedMap(widgets.Frame):
     """Maps of features side by side; a click on a point shows its image below them.
 
     ``points`` are those of `map_features` for these sets of images.
@@ -61,11 +61,15 @@ class LinkedMap(ipywidgets.VBox):
 
     def __init__(self, points: DataFrame, sets: Mapping[str, data.Split], classes: Sequence[str]):
         self.points, self.sets, self.classes = points, sets, list(classes)
-        self.figure = go.FigureWidget(figures.maps(points, classes))
+        self.figure = go.FigureWidget(figures.maps(points, self.classes))
         self.shown = go.FigureWidget(self.static(points.set.iloc[0], 0))
         super().__init__([self.figure, self.shown])
         for trace in self.figure.data:
             trace.on_click(self._click)
+
+    def redraw(self) -> None:
+        """Draw the maps again; the image stays."""
+        widgets.replace(self.figure, figures.maps(self.points, self.classes))
 
     def show(self, name: str, index: int) -> None:
         """Show one image of a set."""

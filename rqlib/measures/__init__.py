@@ -2,7 +2,7 @@
 
 from rqlib.measures.cost import latency, profile, storage, totals, weight_count
 from rqlib.measures.evaluate import accuracy, confusion, correct, era, logits, transfer_matrix
-from rqlib.measures.significance import holm, paired_tests
+from rqlib.measures.significance import holm, paired_tests, wilson
 
 __all__ = [
     "accuracy",
@@ -17,5 +17,6 @@ __all__ = [
     "storage",
     "totals",
     "transfer_matrix",
+    "wilson",
     "weight_count",
 ]

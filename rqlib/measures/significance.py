@@ -147,3 +147,14 @@ def _check(rows: DataFrame, baseline: str, keys: list[str], metric: str) -> None
     if len(twice):
         which = ", ".join(f"{name} {twice.iloc[0][name]}" for name in keys)
         raise ValueError(f"expected one row per {', '.join(keys)}, got two of {which}")
+
+
+def wilson(share, count, *, level: float = 0.95):
+    """Ends (low, high) of Wilson's interval of a share of ``count`` images; numbers, or Series of equal length.
+
+    (share + z^2 / 2n -+ z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    """
+    z = stats.norm.ppf(0.5 + level / 2)
+    middle = share + z**2 / (2 * count)
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)

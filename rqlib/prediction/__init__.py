@@ -4,7 +4,7 @@ from rqlib.prediction.anatomy import plain_features
 from rqlib.prediction.features import complete, overview, table
 from rqlib.prediction.features import names as predictors
 from rqlib.prediction.fits import coverage, fit, fit_each, scores
-from rqlib.prediction.forecasting import recommend
+from rqlib.prediction.forecasting import recommend, verdict
 from rqlib.prediction.new_network import familiarity, forecast, judged_by_network
 from rqlib.prediction.published import read_table, was_attacked
 from rqlib.prediction.ranking import leaderboard
@@ -35,5 +35,6 @@ __all__ = [
     "setting",
     "similarity_rows",
     "table",
+    "verdict",
     "was_attacked",
 ]

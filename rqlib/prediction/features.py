@@ -19,7 +19,8 @@ SPREAD = "_std"
 """Ending of a column that holds a spread over seeds (`workbook.summary`), not a measurement."""
 FRACTIONS = ("accuracy", "float_accuracy", TARGET, PSEUDO)
 LABELS = {
-    TARGET: "accuracy loss (fraction)",
+    "network_name": "network",
+    TARGET: "relative accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
     f"{PSEUDO}_boundary": "accuracy loss on pseudo-data between classes (fraction)",
     f"{PSEUDO}_adjusted": "accuracy loss on adjusted pseudo-data (fraction)",
@@ -57,7 +58,8 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
 
     - accuracy_loss = (float_accuracy - accuracy) / float_accuracy, where the rows know both accuracies (those of a
       network that is to be predicted do not);
-    - title: a name for each network that no other one bears (`titles.titles`);
+    - title: a name for each network that no other one bears (`titles.titles`); network_name, which is the same for
+      all rows of one network, whatever it was measured with (`titles.network_names`);
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
     - plain features of the networks, as far as they can be known (`anatomy.completed`);
     - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
@@ -81,6 +83,8 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     frame = anatomy.completed(frame)
     if "title" not in frame:
         frame = frame.assign(title=titles.titles(frame))
+    if "network_name" not in frame:
+        frame = frame.assign(network_name=titles.network_names(frame))
     return frame if pseudo is None else _join(frame, published.losses(pseudo))
 
 

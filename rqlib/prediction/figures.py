@@ -9,7 +9,6 @@ from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 
 from rqlib.core import plots
-from rqlib.models import MODELS
 from rqlib.prediction import features, fits
 from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import Fit, HeldOut
@@ -19,6 +18,7 @@ GREY, DARK = "#999999", "#222222"
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ABOVE = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
 """The place of a legend: above the figure."""
+NO_INTERVAL = "no interval: too few networks"
 POINTS = 300
 """Number of points of a drawn curve."""
 
@@ -42,8 +42,8 @@ def model_curves(
             dots = _dots(some, feature, frame[feature], size=6, color=plots.KINDS.get(kind, GREY))
             figure.add_trace(dots.update(name=kind, legendgroup=kind, showlegend=index == 0), **place)
         figure.add_trace(_curve(own[feature], fit).update(showlegend=index == 0), **place)
-    _feature_axis(figure, frame[feature], "")
-    figure.update_xaxes(nticks=5, tickangle=0).update_xaxes(title=features.label(feature), title_font_size=13, row=rows)
+    _feature_axis(figure, frame[feature], "", ticks=3)
+    figure.update_xaxes(title=features.label(feature), title_font_size=13, row=rows)
     figure.update_yaxes(title="accuracy loss", tickformat=".1f", col=1)
     legend = {"orientation": "h", "y": 0.99, "yref": "container", "yanchor": "top", "x": 1, "xanchor": "right"}
     return figure.update_layout(title=title, height=170 + 220 * rows, margin={"t": 100, "b": 80}, legend=legend)
@@ -56,7 +56,7 @@ def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "title", title: str
     band = _band(frame[feature], fit)
     figure = go.Figure(band)
     for name, some in frame.groupby(group, sort=False):
-        figure.add_trace(_dots(some, feature, frame[feature], **_mark(name)).update(name=str(name)))
+        figure.add_trace(_dots(some, feature, frame[feature], **_mark(name, frame[group])).update(name=str(name)))
     figure.add_trace(_curve(frame[feature], fit))
     _feature_axis(figure, frame[feature], features.label(feature))
     figure.update_yaxes(title=features.label(TARGET), range=[min(-0.12, frame[TARGET].min() - 0.05), 1.12])
@@ -101,7 +101,7 @@ def measured_against_predicted(table: DataFrame, *, group: str = "title", title:
     """Measured loss against the loss predicted without the network (`HeldOut.table`); bars are the intervals."""
     figure = go.Figure(_line([0, 1], [0, 1], "exact"))
     for name, some in table.groupby(group, sort=False):
-        dots = _dots(some, "predicted", None, **_mark(name)).update(name=str(name))
+        dots = _dots(some, "predicted", None, **_mark(name, table[group])).update(name=str(name))
         reach = {"array": some.upper - some.predicted, "arrayminus": some.predicted - some.lower}
         figure.add_trace(dots.update(error_x=reach | {"symmetric": False, "thickness": 0.5, "width": 0}))
     figure.update_xaxes(title="loss predicted without the network (fraction)", range=[-0.15, 1.15])
@@ -131,15 +131,17 @@ def coverage(trial: HeldOut, *, level: float = 0.9, title: str = "Are the interv
 
     Left: for all networks, against the level asked for. Right: network by network, at one level.
     """
-    measured = [fits.coverage(trial.table(nominal)) for nominal in LEVELS]
     table = trial.table(level)
+    if table.upper.isna().all():
+        return message("Fewer than three networks: there are no intervals to judge.")
     each = table.groupby(trial.group, sort=False).apply(fits.coverage)
+    measured = [fits.coverage(trial.table(nominal)) for nominal in LEVELS]
     names = [f"all networks, {level:.0%} intervals hold {fits.coverage(table):.1%}", "network by network"]
     figure = make_subplots(1, 2, column_widths=[0.45, 0.55], subplot_titles=names, horizontal_spacing=0.12)
     figure.add_trace(_line([0.45, 1], [0.45, 1], "exact"), row=1, col=1)
     line = go.Scatter(x=LEVELS, y=measured, mode="lines+markers", line_color=plots.PALETTE[0], name="measured")
     figure.add_trace(line, row=1, col=1)
-    shades = [plots.color(str(name), MODELS) for name in each.index]
+    shades = [_mark(name, each.index)["color"] for name in each.index]
     bars = go.Bar(x=[str(name) for name in each.index], y=each.to_numpy(), marker_color=shades, name="coverage")
     figure.add_trace(bars, row=1, col=2)
     figure.add_hline(level, line={"color": DARK, "dash": "dot"}, row=1, col=2)
@@ -157,11 +159,13 @@ def forecast(
 
     ``frame`` is from `forecasting.predict` with the same level; the tolerated loss, a fraction, is drawn as a line.
     """
-    within = frame.upper <= tolerated_loss
-    figure = go.Figure([
-        _forecast(frame[~within], f"predicted, {level:.0%} interval", plots.PALETTE[0]),
-        _forecast(frame[within], "interval within the tolerated loss", plots.PALETTE[2]),
-    ])  # fmt: skip
+    within, unknown = frame.upper <= tolerated_loss, frame.upper.isna()
+    groups = {
+        f"predicted, {level:.0%} interval": (frame[~within & ~unknown], plots.PALETTE[0]),
+        "interval within the tolerated loss": (frame[within], plots.PALETTE[2]),
+        NO_INTERVAL: (frame[unknown], plots.PALETTE[5]),
+    }
+    figure = go.Figure([_forecast(rows, name, shade) for name, (rows, shade) in groups.items() if len(rows)])
     if TARGET in frame:
         style = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": plots.PALETTE[1]}}
         truth = {"mode": "markers", "name": "measured", "marker": style}
@@ -184,12 +188,11 @@ def _forecast(rows: DataFrame, name: str, color: str) -> go.Scatter:
     )  # fmt: skip
 
 
-def _mark(name: object) -> dict[str, str]:
-    """Color and symbol of a network: networks that share a color differ in the symbol."""
-    return {
-        "color": plots.color(str(name), MODELS),
-        "symbol": "circle" if plots.dash(str(name), MODELS) == "solid" else "diamond-open",
-    }
+def _mark(name: object, among: Sequence) -> dict[str, str]:
+    """Color and symbol of a network among all that are drawn: networks that share a color differ in the symbol."""
+    names = [str(one) for one in dict.fromkeys(among)]
+    symbol = "circle" if plots.dash(str(name), names) == "solid" else "diamond-open"
+    return {"color": plots.color(str(name), names), "symbol": symbol}
 
 
 def _dots(rows: DataFrame, feature: str, axis: Series | None, *, size: int = 7, **marker) -> go.Scatter:
@@ -227,9 +230,9 @@ def _band(values: Series, fit: Fit) -> list[go.Scatter]:
     x = _grid(values)
     ends = fit.predict(x)
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
-    upper = go.Scatter(x=x, y=ends.upper, showlegend=False, **edge)
+    upper = go.Scatter(x=x, y=ends.upper.clip(0, 1), showlegend=False, **edge)
     shade = {"fill": "tonexty", "fillcolor": "rgba(100,100,100,0.15)"}
-    return [upper, go.Scatter(x=x, y=ends.lower, name="90% interval", **shade, **edge)]
+    return [upper, go.Scatter(x=x, y=ends.lower.clip(0, 1), name="90% interval", **shade, **edge)]
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, *, dash: str = "dot") -> go.Scatter:
@@ -237,8 +240,12 @@ def _line(x: Sequence[float], y: Sequence[float], name: str, *, dash: str = "dot
     return go.Scatter(x=x, y=y, mode="lines", name=name, line=style, hoverinfo="skip")
 
 
-def _feature_axis(figure: go.Figure, values: Series, title: str) -> None:
-    log = _is_log(values)
+def _feature_axis(figure: go.Figure, values: Series, title: str, *, ticks: int = 8) -> None:
+    """Name the x axis; a logarithmic one has at most so many ticks, every power of ten if they are enough."""
+    log, positive = _is_log(values), values[values > 0]
     note = "; 0 at the left end" if log and (values == 0).any() and title else ""
-    scale = "log" if log else "linear"
-    figure.update_xaxes(type=scale, title=title + note, exponentformat="power", nticks=5, tickangle=0)
+    scale = {"type": "linear", "nticks": 5}
+    if log:
+        decades = math.log10(positive.max() / positive.min())
+        scale = plots.DECADES | {"dtick": math.ceil(decades / ticks)}
+    figure.update_xaxes(title=title + note, tickangle=0, **scale)

@@ -112,6 +112,25 @@ def recommend(frame: DataFrame, tolerated_loss: float) -> DataFrame:
     return pandas.concat(found).set_axis(pandas.Index(rules, name="rule"))
 
 
+def verdict(frame: DataFrame, tolerated_loss: float, *, level: float = 0.9) -> str:
+    """One sentence: the smallest format that can be promised; where none can, why.
+
+    The frame is that of `predict`, the tolerated loss a share of the accuracy.
+    """
+    promised, predicted = recommend(frame, tolerated_loss).itertuples()
+    limit = f"{tolerated_loss:.1%} of the accuracy"
+    if promised.met:
+        return f"{promised.format} is the smallest format whose {level:.0%} interval stays within a loss of {limit}."
+    guess = f"by the prediction alone, {predicted.format} would do" if predicted.met else "nor does any prediction"
+    if frame.upper.isna().all():
+        return f"Nothing can be promised: too few networks were measured for an interval; {guess}."
+    return (
+        f"Nothing can be promised: even the interval of {promised.format} reaches to a loss of {promised.upper:.1%}, "
+        f"above {limit}, because networks left out were mispredicted by as much; {guess}. "
+        "More measured networks like this one make intervals narrower."
+    )
+
+
 def _first(ordered: DataFrame, column: str, met: Series) -> DataFrame:
     """The first row that meets a rule, or else the one with the least value of the column."""
     nearest = ordered.sort_values(column, kind="stable")

@@ -5,10 +5,10 @@ from typing import NamedTuple
 from pandas import DataFrame, Series
 
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.prediction import distance, fits, forecasting
+from rqlib.prediction import distance, exact_formats, fits, forecasting, ranking
 from rqlib.prediction.fits import HeldOut
 from rqlib.prediction.forecasting import Predictor
-from rqlib.prediction.published import PSEUDO
+from rqlib.prediction.published import NETWORK, PSEUDO
 from rqlib.prediction.ranking import Trial
 
 
@@ -42,28 +42,40 @@ def forecast(
         trial: from `prediction.leaderboard` of ``losses``.
         losses: the measured networks, from `prediction.table`.
         new: the same table of another network; or the title of one in ``losses`` that plays the new network. All
-            rows of its group are left out of the choice of predictors and of their fit.
+            rows of its group are left out of the choice of predictors and of their fit; so are those of another
+            network's table that agrees with it in what networks are told apart by (`published.NETWORK`).
         level: share of comparable rows that the intervals shall hold.
 
     Raises:
         ValueError: no network has this title, or several have this name; the new network has no column that a
             predictor reads.
     """
-    names, left_out = losses[group].astype(str), None
+    names = losses[group].astype(str)
     if isinstance(new, str):
         own = played(losses, new, group)
-        left_out, new = names[own].iloc[0], losses[own]
-    elif group in new and names.eq(str(new[group].iloc[0])).any():
-        left_out = str(new[group].iloc[0])
-        print(f"{left_out} was measured before; the forecast does not use its rows")
-    known = losses[names != left_out]
+        left_out, new = [names[own].iloc[0]], losses[own]
+    elif left_out := _measured_before(losses, new, group):
+        print(f"{'; '.join(left_out)}: measured before; the forecast does not use these rows")
+    known = losses[~names.isin(left_out)]
     columns = new.columns[new.notna().any()]
-    best = trial.best(columns, without=left_out)
+    if len(left_out) > 1:
+        trial = ranking.leaderboard(known, [*trial.held_out], group=group, level=level)
+    best = trial.best(columns, without=left_out[0] if len(left_out) == 1 else None)
     if any(name.startswith(PSEUDO) for name in columns) and not any(_reads_pseudo(one) for one in best):
         print("losses on generated images are known of this network, but not of the measured ones: not used")
     fit = forecasting.fit(known, best, group=group)
-    table = forecasting.predict(new, fit, level=level)
+    table = exact_formats.narrowed(forecasting.predict(new, fit, level=level), known)
     return Forecast(table, best, distance.unlike(new, fit.seen), trial.judged(columns))
+
+
+def _measured_before(losses: DataFrame, new: DataFrame, group: str) -> list[str]:
+    """The groups that hold rows of the new network, or of one that cannot be told from it."""
+    shared = [name for name in NETWORK if name in new and name in losses]
+    first = new[shared].iloc[0]
+    same = (losses[shared].eq(first) | (losses[shared].isna() & first.isna())).all(axis=1)
+    if group in new:
+        same |= losses[group].astype(str) == str(new[group].iloc[0])
+    return [*losses[group].astype(str)[same].unique()]
 
 
 def _reads_pseudo(one: Predictor) -> bool:

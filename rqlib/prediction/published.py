@@ -22,7 +22,7 @@ from rqlib.data.datasets import data_root
 
 FLOAT = "FP32"
 """The format of rows of the float network itself."""
-NETWORK = ("dataset", "model", "width", "seed")
+NETWORK = ("dataset", "model", "width", "objective", "seed")
 """Columns that tell networks apart, those of them that a table has."""
 SETTING = {"granularity": "tensor", "ranges": "minmax", "nonnegative": "signed", "bias": "float"}
 """Column of a setting -> what it was in rows that do not say. The words are those of `quantization.ptq`."""

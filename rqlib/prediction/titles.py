@@ -6,10 +6,13 @@ from pandas import DataFrame, Series
 from rqlib.prediction.published import NETWORK, SETTING
 
 APART = (
-    *("dataset", "width", "seed", "objective", "recipe", "epochs", "checkpoint", "network", "weights", "options"),
+    *("dataset", "width", "seed", "recipe", "epochs", "checkpoint", "network", "weights", "options"),
     *(*SETTING, "calibration_images", "test_images", "generator_seed", "run"),
 )
-"""Columns that networks of the same model are told apart by, in this order, as far as they are needed."""
+"""Columns that networks of the same model are told apart by, in this order, as far as they are needed.
+
+What they were trained for, their objective, always stands in the title if it is known.
+"""
 
 
 def identity(frame: DataFrame) -> list[str]:
@@ -20,15 +23,28 @@ def identity(frame: DataFrame) -> list[str]:
 def titles(frame: DataFrame) -> Series:
     """For each row the title of its network: its model, and what tells it from others of the same model.
 
-    ``SmallCNN`` where there is one SmallCNN; ``SmallCNN, seed 0`` and ``SmallCNN, seed 1`` where there are two.
+    ``SmallCNN, natural`` where there is one such SmallCNN; ``SmallCNN, natural, seed 0`` and
+    ``SmallCNN, natural, seed 1`` where there are two; ``SmallCNN`` where the objective is not known.
     """
-    parts = [_of_model(str(model), rows) for model, rows in frame.groupby("model", sort=False)]
+    return _named(frame, identity(frame))
+
+
+def network_names(frame: DataFrame) -> Series:
+    """For each row the name of its network, whatever it was measured with: rows of one network are left out together.
+
+    Networks are the same if they agree in all columns of `published.NETWORK` that the table has.
+    """
+    return _named(frame, [name for name in NETWORK if name in frame])
+
+
+def _named(frame: DataFrame, identity: list[str]) -> Series:
+    parts = [_of_model(str(model), rows, identity) for model, rows in frame.groupby("model", sort=False)]
     return pandas.concat(parts)[frame.index] if parts else Series(dtype=object)
 
 
-def _of_model(model: str, rows: DataFrame) -> Series:
-    columns: list[str] = []
-    wanted, found = _groups(rows, identity(rows)), 1
+def _of_model(model: str, rows: DataFrame, identity: list[str]) -> Series:
+    columns = ["objective"] if "objective" in rows and rows.objective.notna().any() else []
+    wanted, found = _groups(rows, identity), _groups(rows, columns)
     for name in (name for name in APART if name in rows):
         if found < wanted and (more := _groups(rows, [*columns, name])) > found:
             columns, found = [*columns, name], more

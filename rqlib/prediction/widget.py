@@ -46,6 +46,7 @@ def r2_figure(rows: DataFrame, feature: str, family: str, *, group: str = "model
     fit = fits.fit(rows[[feature]], rows[TARGET], family, groups=rows[group] if several else None)
     left_out = fits.scores(*fit.left_out()) if several else None
     title = f"{family} of {features.short(feature)}, {len(rows)} rows<br>R<sup>2</sup> in sample {fit.r2:.3f}, "
+    group = features.label(group)
     title += f"leaving one {group} out {left_out['r2']:.3f}" if left_out else f"one {group} alone: none to leave out"
     return figures.pooled_curve(rows, fit, title=title)
 

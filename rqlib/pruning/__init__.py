@@ -4,13 +4,13 @@ from rqlib.pruning.algorithms import METHODS, run
 from rqlib.pruning.certificates import Smoothing, certified, one_table, smoothed
 from rqlib.pruning.channels import remove as remove_channels
 from rqlib.pruning.comparison import claims, compare
-from rqlib.pruning.evaluation import eight_bits, score
+from rqlib.pruning.evaluation import eight_bits, score, verdict
 from rqlib.pruning.experiments import ablate, hidden, methods
 from rqlib.pruning.masks import apply_masks, magnitude_masks
 from rqlib.pruning.masks import check as check_masks
 from rqlib.pruning.packed import save as pack
 from rqlib.pruning.plans import Plan
-from rqlib.pruning.published import beside_paper
+from rqlib.pruning.published import beside_paper, is_setting_of_paper
 from rqlib.pruning.rivals import RIVALS, joint
 from rqlib.pruning.savings import filters, on_disk
 from rqlib.pruning.true_sizes import factor_shares, sizes
@@ -31,6 +31,7 @@ __all__ = [
     "factor_shares",
     "filters",
     "hidden",
+    "is_setting_of_paper",
     "joint",
     "magnitude_masks",
     "methods",
@@ -42,4 +43,5 @@ __all__ = [
     "score",
     "sizes",
     "smoothed",
+    "verdict",
 ]

@@ -72,3 +72,28 @@ def eight_bits(networks: Networks, scored: DataFrame, plan: Plan, *, bits: int =
 def _era(network: nn.Module, plan: Plan, state: str) -> float:
     path = plan.state(f"{state}.pt")
     return measures.era(network, *plan.images.test, ball=plan.ball, **plan.era, checkpoint=path)
+
+
+def verdict(scored: DataFrame, *, points: float = 0.05) -> str:
+    """One sentence: the smallest pruned network whose robust accuracy is within so many points of the dense one.
+
+    Args:
+        scored: of `score`.
+        points: as a fraction of all images.
+    """
+    dense = scored[scored.method == "dense"].iloc[0]
+    pruned = scored[scored.method != "dense"].sort_values(["kept", "robust_accuracy"], ascending=[True, False])
+    enough = pruned[pruned.robust_accuracy >= dense.robust_accuracy - points]
+    before = f"before pruning: {dense.clean_accuracy:.1%} and {dense.robust_accuracy:.1%}"
+    if len(enough):
+        best = enough.iloc[0]
+        return (
+            f"{best.kept:.3g} of the weights are enough: chosen by {best.method}, the network is right on "
+            f"{best.clean_accuracy:.1%} of the images, and on {best.robust_accuracy:.1%} under attack ({before})."
+        )
+    best = pruned.loc[pruned.robust_accuracy.idxmax()]
+    return (
+        f"No pruned network stays within {100 * points:g} points of the robust accuracy; the best, {best.method} with "
+        f"{best.kept:.3g} of the weights, is right on {best.clean_accuracy:.1%}, and on {best.robust_accuracy:.1%} "
+        f"under attack ({before})."
+    )

@@ -35,15 +35,22 @@ def accuracy_against_kept(rows: DataFrame, *, title: str = "Accuracy against wha
         for method in [name for name in METHODS if (rows.method == name).any()]:
             line = _line(mean_over_seeds(rows[rows.method == method], score), method, showlegend=column == 1)
             figure.add_trace(line, row=1, col=column)
-        if (rows.method == "dense").any():
-            dense = rows[rows.method == "dense"][score].mean()
-            figure.add_hline(dense, line={"color": "#222222", "width": 1, "dash": "dash"}, row=1, col=column)
+        if (dense := rows.method == "dense").any():
+            line = _before(rows[dense][score].mean(), rows[~dense].kept, showlegend=column == 1)
+            figure.add_trace(line, row=1, col=column)
     shares = sorted(rows[rows.method != "dense"].kept.unique())
     ticks = {"tickvals": shares, "ticktext": [f"{k:g}" for k in shares]}
     figure.update_xaxes(title="weights kept (fraction)", type="log", **ticks)
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title="accuracy (fraction)", col=1)
     return figure.update_layout(title=title, height=480, margin={"t": 90})
+
+
+def _before(accuracy: float, along: Series, *, showlegend: bool) -> go.Scatter:
+    """A dashed line, from end to end, at the accuracy of the network that nothing was removed from."""
+    ends, line = [along.min(), along.max()], {"color": "#222222", "width": 1, "dash": "dash"}
+    style = {"mode": "lines", "line": line, "name": "before", "legendgroup": "before", "showlegend": showlegend}
+    return go.Scatter(x=ends, y=[accuracy] * 2, hovertemplate="before: %{y:.4f}<extra></extra>", **style)
 
 
 def mean_over_seeds(rows: DataFrame, score: str) -> DataFrame:
@@ -83,12 +90,12 @@ def accuracy_against_size(rows: DataFrame, *, title: str = "Accuracy against tru
         for rival in [name for name in dict.fromkeys(rows.method) if name != DENSE]:
             line = _line_of_rival(rows[rows.method == rival], rival, score, showlegend=column == 1)
             figure.add_trace(line, row=1, col=column)
-        if (rows.method == DENSE).any():
-            dense = rows[rows.method == DENSE][score].mean()
-            figure.add_hline(dense, line={"color": "#222222", "width": 1, "dash": "dash"}, row=1, col=column)
+        if (dense := rows.method == DENSE).any():
+            line = _before(rows[dense][score].mean(), rows[~dense].file_ratio, showlegend=column == 1)
+            figure.add_trace(line, row=1, col=column)
     ticks = [2**power for power in range(1, 11)]
     figure.update_xaxes(title="compression (dense file / file)", type="log", tickvals=ticks, ticktext=ticks)
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title="accuracy (fraction)", col=1)
     return figure.update_layout(title=title, height=500, margin={"t": 90})
 
@@ -182,6 +189,7 @@ def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in network
         texttemplate="%{text}",
         hovertemplate="pretrained for %{y}, pruned for %{x}<br>robust %{z:.4f}, clean %{customdata:.4f}<extra></extra>",
         zmin=0,
+        zmax=1,
         colorscale=plots.SCALE,
         colorbar={"title": "robust<br>accuracy"},
     )
@@ -202,5 +210,5 @@ def ablation(rows: DataFrame, *, title: str = "How much data and how many epochs
             figure.add_trace(line.update(mode="lines+markers"), row=1, col=column)
         figure.update_xaxes(title=f"training {name}", type="log", row=1, col=column)
         figure.update_xaxes(tickvals=part.amount, ticktext=[f"{n:,}" for n in part.amount], row=1, col=column)
-    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero", col=1)
+    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1.02], col=1)
     return figure.update_layout(title=title, height=430)

@@ -1,6 +1,6 @@
 """What does a network lose in a number format, where, and which formats are enough?"""
 
-from rqlib.quantization.choosing import smallest
+from rqlib.quantization.choosing import smallest, verdict
 from rqlib.quantization.deployment import deploy, deployed
 from rqlib.quantization.formats import FLOAT, GRID, INT, POT, Format, parse
 from rqlib.quantization.gradients import gradient_sensitivity, rank_correlation
@@ -32,4 +32,5 @@ __all__ = [
     "score_repairs",
     "smallest",
     "sweep",
+    "verdict",
 ]

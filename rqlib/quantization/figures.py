@@ -1,12 +1,14 @@
 """Figures of quantization: values of formats, weights, layers, accuracy against bits and against size."""
 
+import math
+
 import plotly.graph_objects as go
 import torch
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 from torch import Tensor
 
+from rqlib import measures
 from rqlib.core import plots
 from rqlib.quantization.choosing import undominated
 from rqlib.quantization.formats import Format
@@ -56,22 +58,28 @@ def weight_histogram(weight: Tensor, quantized: Tensor, *, bins: int = 201, titl
     return figure.update_layout(title=title, barmode="overlay", height=440)
 
 
-def layer_bars(similarity: DataFrame, sensitivity: DataFrame, measure: str, *, title: str = "") -> go.Figure:
-    """For each layer: how far its weights moved (above), and what it costs to quantize that layer alone (below).
+def sensitivity_map(sensitivity: DataFrame, *, title: str = "") -> go.Figure:
+    """What it costs to quantize one layer alone: one row per layer, one column per format, losses relative to float.
 
-    Args:
-        similarity: from `quantization.compare`, with a column named like the measure.
-        sensitivity: the rows of `quantization.sweep(per_layer=True)` for one format.
+    ``sensitivity`` is from `quantization.sweep(per_layer=True)`.
     """
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    losses = sensitivity.set_index("layer").accuracy_loss.reindex(similarity.layer)
-    columns = ((similarity[measure], measure.replace("_", " ")), (losses, "accuracy loss"))
-    for row, (values, name) in enumerate(columns, start=1):
-        bars = go.Bar(x=similarity.layer, y=values, hovertemplate="%{x}<br>" + name + " %{y:.4g}<extra></extra>")
-        figure.add_trace(bars, row=row, col=1)
-        figure.update_yaxes(title=name, row=row, col=1)
-    figure.update_xaxes(tickangle=-60, tickfont={"size": 10})
-    return figure.update_layout(title=title, showlegend=False, height=560)
+    table = sensitivity.pivot(index="layer", columns="format", values="accuracy_loss")
+    table = table.reindex(index=sensitivity.layer.unique(), columns=sensitivity.format.unique())
+    heatmap = go.Heatmap(
+        z=table.to_numpy(),
+        x=list(table.columns),
+        y=list(table.index),
+        zmin=0,
+        zmax=max(0.05, table.max().max()),
+        colorscale=plots.SCALE,
+        colorbar={"title": "relative<br>loss", "tickformat": ".0%"},
+        texttemplate="%{z:.1%}",
+        hovertemplate="%{y} alone in %{x}<br>loses %{z:.2%} of the accuracy<extra></extra>",
+    )
+    figure = go.Figure(heatmap)
+    figure.update_xaxes(title="format of this layer alone", type="category")
+    figure.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11})
+    return figure.update_layout(title=title, height=170 + 26 * len(table))
 
 
 def estimated_against_measured(estimated: DataFrame, measured: DataFrame, *, title: str = "") -> go.Figure:
@@ -93,62 +101,73 @@ def estimated_against_measured(estimated: DataFrame, measured: DataFrame, *, tit
     ends = [both.logit_error.min(), both.logit_error.max()]
     line = {"color": "#888888", "width": 1, "dash": "dash"}
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip"))
-    figure.update_xaxes(title="measured error of the logits", type="log")
-    figure.update_yaxes(title="estimated from gradients", type="log")
+    figure.update_xaxes(title="measured error of the logits", **plots.DECADES)
+    figure.update_yaxes(title="estimated from gradients", **plots.DECADES)
     return figure.update_layout(title=title, height=480)
 
 
-def accuracy_against_bits(sweep: DataFrame, *, title: str = "Accuracy against bits") -> go.Figure:
-    """The rows of a sweep: one line for INT, one for POT, and one for each number of exponent bits of FLOAT."""
+def accuracy_against_bits(sweep: DataFrame, images: int, *, title: str = "Accuracy against bits") -> go.Figure:
+    """The rows of a sweep: one line for INT, one for POT, and one for each number of exponent bits of FLOAT.
+
+    Bars are 95% intervals over the ``images`` that were scored (Wilson); the axis is `plots.accuracy_axis`.
+    """
     figure = go.Figure()
     for name, rows, shade in _lines(sweep):
-        line = go.Scatter(
-            x=rows.bits,
-            y=rows.accuracy,
-            name=name,
-            mode="lines+markers",
-            line={"color": shade, "dash": "solid" if rows.kind.iloc[0] != "FLOAT" else "dot"},
-            marker={"symbol": MARKERS[rows.kind.iloc[0]], "size": 9},
-            customdata=rows.format,
-            hovertemplate="%{customdata}<br>accuracy %{y:.4f}<extra></extra>",
-        )
-        figure.add_trace(line)
-    _float_line(figure, sweep)
+        kind = rows.kind.iloc[0]
+        line = _scored(rows, rows.bits, images, MARKERS[kind], shade)
+        dash = {"color": shade, "dash": "solid" if kind != "FLOAT" else "dot"}
+        figure.add_trace(line.update(name=name, mode="lines+markers", line=dash))
+    _float_line(figure, sweep, images)
     figure.update_xaxes(title="bits per value", dtick=1)
-    figure.update_yaxes(title="accuracy (fraction)", rangemode="tozero")
-    return figure.update_layout(title=title, height=540)
+    return plots.accuracy_axis(figure, images).update_layout(title=title, height=540)
 
 
-def frontier(sweep: DataFrame, *, title: str = "Accuracy against size") -> go.Figure:
+def frontier(sweep: DataFrame, images: int, *, title: str = "Accuracy against size") -> go.Figure:
     """Accuracy of the rows of a sweep against the size of the weights; a line joins those that no smaller one beats.
 
-    Of several formats with equal values only the first is drawn.
+    Of several formats with equal values only the first is drawn. The float network stands at 32 bits. The undominated
+    ones have 95% intervals over the ``images`` that were scored (Wilson); the axis is `plots.accuracy_axis`.
     """
     sweep = sweep[~sweep.duplicate_of.isin(sweep.format)]
     kib = sweep.coded_bits / 8 / 1024
     figure = go.Figure()
     for kind, rows in sweep.groupby("kind", sort=False):
-        dots = go.Scatter(
-            x=kib[rows.index],
-            y=rows.accuracy,
-            name=kind,
-            mode="markers",
-            marker={"symbol": MARKERS[kind], "size": 10, "color": plots.KINDS[kind]},
-            customdata=rows.format,
-            hovertemplate="%{customdata}<br>%{x:.1f} KiB<br>accuracy %{y:.4f}<extra></extra>",
-        )
-        figure.add_trace(dots)
+        dots = _scored(rows, kib[rows.index], images, MARKERS[kind], plots.KINDS[kind])
+        figure.add_trace(dots.update(name=kind, mode="markers", error_y_visible=False))
     best = undominated(sweep)
-    step = go.Scatter(x=kib[best.index], y=best.accuracy, name="undominated", mode="lines", line={"shape": "hv"})
-    figure.add_trace(step.update(line_color="#888888", hoverinfo="skip"))
-    label = {"showarrow": False, "textangle": -45, "xanchor": "left", "yanchor": "bottom", "yshift": 5, "font_size": 11}
+    line = {"x": kib[best.index], "y": plots.errors(best.accuracy, images), "line": {"shape": "hv", "color": "#888888"}}
+    figure.add_scatter(**line, name="undominated", mode="lines", hoverinfo="skip", error_y=_interval(best, images))
+    whole = sweep.head(1).assign(format="float32", accuracy=sweep.float_accuracy)
+    dots = _scored(whole, 32 * kib[whole.index] / whole.bits, images, "star", "#222222")
+    figure.add_trace(dots.update(name="float32", mode="markers"))
+    label = {"showarrow": False, "textangle": 40, "xanchor": "left", "yanchor": "top", "yshift": -6, "font_size": 11}
     for index, row in best.iterrows():
-        figure.add_annotation(x=kib[index], y=row.accuracy, text=row.format, **label)
-    _float_line(figure, sweep)
-    figure.update_xaxes(title="weights (KiB)")
-    top = sweep[["accuracy", "float_accuracy"]].max().max()
-    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1.25 * top], tickvals=[0, 0.2, 0.4, 0.6, 0.8, 1])
-    return figure.update_layout(title=title, height=520)
+        figure.add_annotation(x=kib[index], y=math.log10(max(1 - row.accuracy, 0.5 / images)), text=row.format, **label)
+    _float_line(figure, sweep, images)
+    figure.update_xaxes(title="weights (KiB)", rangemode="tozero")
+    return plots.accuracy_axis(figure, images).update_layout(title=title, height=520)
+
+
+def _interval(rows: DataFrame, images: int) -> dict:
+    """Error bars of rows of a sweep, on the axis of `plots.accuracy_axis`."""
+    low, high = measures.wilson(rows.accuracy, images)
+    y = plots.errors(rows.accuracy, images)
+    reach = {"array": 1 - low - y, "arrayminus": (y - plots.errors(high, images)).clip(lower=0)}
+    return reach | {"symmetric": False, "thickness": 0.8, "width": 2}
+
+
+def _scored(rows: DataFrame, x: Series, images: int, symbol: str, shade: str) -> go.Scatter:
+    """Rows of a sweep as markers at their accuracy, with intervals over images."""
+    low, high = measures.wilson(rows.accuracy, images)
+    return go.Scatter(
+        x=x,
+        y=plots.errors(rows.accuracy, images),
+        marker={"symbol": symbol, "size": 9, "color": shade},
+        error_y=_interval(rows, images) | {"color": shade},
+        customdata=[*zip(rows.format, rows.accuracy, low, high, strict=True)],
+        hovertemplate="%{customdata[0]}<br>accuracy %{customdata[1]:.4f} (%{customdata[2]:.3f} to "
+        "%{customdata[3]:.3f})<br>%{x:.4g}<extra></extra>",
+    )
 
 
 def _lines(sweep: DataFrame):
@@ -164,9 +183,10 @@ def _lines(sweep: DataFrame):
         yield f"FLOAT, {exponent} exponent {'bit' if exponent == 1 else 'bits'}", rows.sort_values("bits"), shade
 
 
-def _float_line(figure: go.Figure, sweep: DataFrame) -> None:
+def _float_line(figure: go.Figure, sweep: DataFrame, images: int) -> None:
     """A dashed line at the accuracy of the float network."""
     accuracy = sweep.float_accuracy.iloc[0]
-    figure.add_hline(accuracy, line={"color": "#222222", "width": 1, "dash": "dash"})
+    y = max(1 - accuracy, 0.5 / images)
+    figure.add_hline(y, line={"color": "#222222", "width": 1, "dash": "dash"})
     note = {"text": f"float {accuracy:.4f}", "showarrow": False, "yshift": 10, "font": {"size": 12}}
-    figure.add_annotation(x=0, xref="paper", xanchor="left", y=accuracy, **note)
+    figure.add_annotation(x=1, xref="paper", xanchor="right", y=math.log10(y), **note)

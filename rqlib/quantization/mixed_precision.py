@@ -6,9 +6,9 @@ import pandas
 from torch import Tensor, nn
 
 from rqlib import measures
-from rqlib.core import runtime
+from rqlib.core import layers, runtime
 from rqlib.quantization import post_training
-from rqlib.quantization.formats import Format
+from rqlib.quantization.formats import Format, parse
 from rqlib.quantization.post_training import Formats
 
 
@@ -56,7 +56,9 @@ def score_mixes(
     ranges: str = "mse",
     nonnegative: str = "unsigned",
 ) -> pandas.DataFrame:
-    """The accuracy of a network in several mixes of formats, in float32: one row per mix, columns weights, accuracy.
+    """The accuracy and size of a network in several mixes of formats, in float32: one row per mix.
+
+    Columns: weights (the title), accuracy, bits_per_weight (the mean), kib (of all weights, without scales).
 
     Args:
         mixes: a title -> the formats of the weights: layer -> format as `allocate` gives it, or one format for all.
@@ -71,5 +73,14 @@ def score_mixes(
     with runtime.exact():
         for title, weights in mixes.items():
             quantized = post_training.ptq(model, weights, calibration_images, **options)
-            rows.append({"weights": title, "accuracy": measures.accuracy(quantized, images, labels)})
+            accuracy, bits = measures.accuracy(quantized, images, labels), _bits(model, weights)
+            rows.append({"weights": title, "accuracy": accuracy, **bits})
     return pandas.DataFrame(rows)
+
+
+def _bits(model: nn.Module, weights: Formats) -> dict[str, float]:
+    """The mean bits of a weight in a mix of formats, and the size of all in KiB; weights without a format are float."""
+    counts = {name: layer.weight.numel() for name, layer in layers.weighted_layers(model)}
+    each = weights if isinstance(weights, Mapping) else dict.fromkeys(counts, weights)
+    bits = sum(count * (parse(each[name]).bits if name in each else 32) for name, count in counts.items())
+    return {"bits_per_weight": bits / sum(counts.values()), "kib": bits / 8 / 1024}

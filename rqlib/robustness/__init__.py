@@ -3,7 +3,7 @@
 from rqlib.certification import ladder_if_known
 from rqlib.robustness.curves import against_epsilon, geometries
 from rqlib.robustness.defense_study import VARIANTS, Trained, histories, one_seed, study
-from rqlib.robustness.diagnostics import CHECKS, diagnose
+from rqlib.robustness.diagnostics import CHECKS, STATUSES, diagnose
 from rqlib.robustness.plane import decision_slice, loss_surface
 from rqlib.robustness.quantized_networks import on_sets, quantized
 from rqlib.robustness.random_networks import eot_samples
@@ -15,6 +15,7 @@ from rqlib.robustness.withstanding import battery
 
 __all__ = [
     "CHECKS",
+    "STATUSES",
     "VARIANTS",
     "Trained",
     "against_epsilon",

@@ -3,6 +3,8 @@
 And of the study of defenses: losses, accuracy before and after the attack, success against epsilon, feature maps.
 """
 
+import math
+
 import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
@@ -12,16 +14,19 @@ from plotly.subplots import make_subplots
 from scipy import stats
 from torch import Tensor, nn
 
+from rqlib import measures
 from rqlib.certification.figures import accuracy_ladder as accuracy_ladder
 from rqlib.core import plots, runtime
 from rqlib.data import datasets
 from rqlib.defenses.figures import bound_over_measured as bound_over_measured
+from rqlib.prediction.published import FLOAT
 from rqlib.robustness import study_claims
 from rqlib.robustness.defense_study import VARIANTS
+from rqlib.robustness.quantized_networks import WAYS
 from rqlib.training.figures import as_images
 from rqlib.training.variants import LEAKY
 
-STATUS = {"PASS": "#D6EFE2", "WARN": "#FCEBC5", "FAIL": "#F6CFC2", "SKIP": "#EEEEEE"}
+STATUS = {"FAIL": "#F6CFC2", "WARN": "#FCEBC5", "PASS": "#D6EFE2", "SKIP": "#EEEEEE"}
 
 _BARS = ("#BBBBBB", plots.PALETTE[0], plots.PALETTE[5], plots.PALETTE[4], plots.PALETTE[1])
 
@@ -45,9 +50,12 @@ def attack_pictures(
         for row, image in enumerate(_enlarged(batch), start=1):
             figure.add_traces(plots.picture(image).data, rows=row, cols=column)
     figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False, autorange="reversed")
+    for place, heading in zip((0.14, 0.5, 0.86), ("image", "what the attack adds", "attacked image"), strict=True):
+        style = {"xref": "paper", "yref": "paper", "y": 1, "yshift": 22, "yanchor": "bottom", "xanchor": "center"}
+        figure.add_annotation(showarrow=False, text=f"<b>{heading}</b>", x=place, **style)
     for axis in range(1, 3 * len(x) + 1):
         figure.update_yaxes(scaleanchor=f"x{axis}", row=(axis + 2) // 3, col=(axis - 1) % 3 + 1)
-    return figure.update_layout(title=title, width=760, height=90 + 230 * len(x), margin={"t": 90, "b": 10})
+    return figure.update_layout(title=title, width=760, height=110 + 230 * len(x), margin={"t": 110, "b": 10})
 
 
 def accuracy_against_epsilon(curve: DataFrame, *, title: str = "Accuracy against epsilon") -> go.Figure:
@@ -65,7 +73,7 @@ def accuracy_against_epsilon(curve: DataFrame, *, title: str = "Accuracy against
     figure.update_xaxes(title="epsilon (gray levels of 255)").update_yaxes(range=[-0.02, 1.02])
     figure.update_yaxes(title="accuracy (fraction of all)", row=1, col=1)
     figure.update_yaxes(title="success rate (fraction)", row=1, col=2)
-    return figure.update_layout(title=title, legend={"orientation": "h", "y": -0.25}, width=980, height=460)
+    return figure.update_layout(title=title, legend={"orientation": "h", "y": -0.25}, height=460)
 
 
 def transfer_heatmap(matrix: DataFrame, *, title: str = "Transfer") -> go.Figure:
@@ -82,9 +90,13 @@ def transfer_heatmap(matrix: DataFrame, *, title: str = "Transfer") -> go.Figure
 
 
 def checks(table: DataFrame) -> Styler:
-    """The table of `robustness.diagnose`, with colored statuses."""
-    shown = table.set_index("number")[["name", "status", "value", "meaning"]]
-    return shown.style.map(lambda status: f"background-color: {STATUS[status]}; color: #222222", subset=["status"])
+    """The table of `robustness.diagnose`, with colored statuses: what fails first, what was skipped last."""
+    order = table.status.map([*STATUS].index)
+    shown = table.loc[order.sort_values(kind="stable").index].set_index("number")
+    shown = shown[["name", "status", "value", "meaning"]].rename(columns={"meaning": "holds if it passes"})
+    return shown.style.set_properties(**{"text-align": "left"}).map(
+        lambda status: f"background-color: {STATUS[status]}; color: #222222", subset=["status"]
+    )
 
 
 def loss_landscape(surface: DataFrame, *, title: str = "Loss around the images") -> go.Figure:
@@ -98,8 +110,14 @@ def loss_landscape(surface: DataFrame, *, title: str = "Loss around the images")
     return _plane(go.Figure(contour), title)
 
 
-def decision_map(plane: DataFrame, classes: tuple[str, ...], *, title: str = "Decisions around an image") -> go.Figure:
-    """The network's answers on a plane through an image (the dot); from `robustness.decision_slice`."""
+def decision_map(
+    plane: DataFrame, classes: tuple[str, ...], *, norm: str = "Linf", title: str = "Decisions around an image"
+) -> go.Figure:
+    """The network's answers on a plane through an image (the dot); from `robustness.decision_slice`.
+
+    The white line is the part of the plane that lies in the ball of the ``norm``, whose radius is one epsilon: a
+    diamond for Linf, because the two directions add up in some pixel, a circle for L2.
+    """
     grid = plane.pivot(index="random", columns="gradient", values="prediction")
     present = sorted(plane.prediction.unique())
     shades = [plots.PALETTE[index % len(plots.PALETTE)] for index in range(len(present))]
@@ -113,19 +131,28 @@ def decision_map(plane: DataFrame, classes: tuple[str, ...], *, title: str = "De
         customdata=grid.map(lambda index: classes[index]).to_numpy(),
         hovertemplate="%{x:.2f} steepest, %{y:.2f} random<br>%{customdata}<extra></extra>",
     )  # fmt: skip
-    return _plane(go.Figure(heatmap), title)
+    figure, corners = _plane(go.Figure(heatmap), title), 4 if norm == "Linf" else 120
+    angles = [2 * math.pi * corner / corners for corner in range(corners + 1)]
+    ball = {"x": [math.cos(angle) for angle in angles], "y": [math.sin(angle) for angle in angles]}
+    return figure.add_scatter(**ball, mode="lines", line={"color": "white", "width": 2}, hoverinfo="skip")
 
 
 def quantized_bars(table: DataFrame, *, title: str = "Quantized networks under attack") -> go.Figure:
-    """Robust accuracy of each format by the way in which it was attacked; from `robustness.quantized`."""
+    """Robust accuracy in float and in each format by the way of the attack, with 95% intervals over images (Wilson).
+
+    ``table`` is from `robustness.quantized`.
+    """
     figure = go.Figure()
     names = {"masked": "straight through, in range", "everywhere": "straight through, everywhere"}
-    for column, shade in zip(("clean", "masked", "everywhere", "transfer", "minimum"), _BARS, strict=True):
-        name = names.get(column, column)
-        bars = go.Bar(x=table.format, y=table[column], name=name, marker={"color": shade})
-        figure.add_trace(bars.update(hovertemplate=f"%{{x}}, {name}<br>%{{y:.4f}}<extra></extra>"))
+    for column, shade in zip(("clean", *WAYS, "minimum"), _BARS, strict=True):
+        name, (low, high) = names.get(column, column), measures.wilson(table[column], table.images)
+        bars = go.Bar(x=table.format.replace(FLOAT, "float"), y=table[column], name=name, marker={"color": shade})
+        reach = {"array": high - table[column], "arrayminus": table[column] - low, "symmetric": False, "thickness": 1}
+        bars.update(error_y=reach, customdata=[*zip(low, high, strict=True)])
+        hover = f"%{{x}}, {name}<br>%{{y:.4f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}})<extra></extra>"
+        figure.add_trace(bars.update(hovertemplate=hover))
     figure.update_xaxes(type="category", title="format")
-    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1])
+    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1.02])
     return figure.update_layout(title=title, barmode="group", legend={"orientation": "h", "y": -0.25}, height=460)
 
 

@@ -25,6 +25,8 @@ from rqlib.quantization import GRID, Format, calibration, fake_quantize, parse, 
 from rqlib.robustness import random_networks
 
 CLEAN = "clean"
+WAYS = ("masked", "everywhere", "transfer")
+"""In which a quantized network is attacked (`quantized`)."""
 
 
 def quantized(
@@ -35,44 +37,48 @@ def quantized(
     labels: Tensor,
     *,
     attack: Attack,
+    **options: str,
 ) -> DataFrame:
-    """Accuracy of a network in each format, attacked in three ways; the minimum is what may be claimed.
+    """Accuracy of a network in float and in each format, attacked in three ways; the minimum is what may be claimed.
 
-    One row per format, with the columns
+    One row for the float network, ``FP32``, and one per format, all on the same images, with the columns
 
-    - format, clean;
+    - format, clean, images (their number);
     - masked: the gradient goes straight through rounding and is zero outside the range of a signal;
     - everywhere: the gradient goes straight through rounding and range;
     - transfer: the float network is attacked, and the images are given to the quantized one;
     - minimum: the share of images that withstand all three.
 
-    Everything is computed in float32. Of a network that draws noise, gradients are averaged over 20 draws, and ten
-    fresh predictions vote.
+    In float nothing is rounded, so the three are one attack there. Everything is computed in float32. Of a network
+    that draws noise, gradients are averaged over 20 draws, and ten fresh predictions vote.
 
     Args:
         formats: `quantization.Format` or their names; empty: the grid of 43.
         calibration_images: plain training images, uint8 (M, C, H, W).
         images, labels: uint8 (N, C, H, W), int64 (N,).
         attack: without ``active_set``, which would stop at the float network's border and transfer poorly.
+        options: granularity, ranges, nonnegative and bias, as in `quantization.ptq`.
     """
     with runtime.exact():
         x, _ = next(data.batches(images, labels, 100))
         twin = evaluate.fast_twin(runtime.active().place(model), x)
-        in_format = _quantizer(model, calibration_images)
-        return DataFrame(
-            [_three_ways(in_format(one), str(one), twin, images, labels, attack) for one in formats or GRID]
-        )
+        in_format = _quantizer(model, calibration_images, **options)
+        rows = [_scored(runtime.active().place(model), FLOAT, dict.fromkeys(WAYS, twin), images, labels, attack)]
+        for one in formats or GRID:
+            network = in_format(one)
+            climbed = dict(zip(WAYS, (network, fake_quantize.unmasked(network), twin), strict=True))
+            rows.append(_scored(network, str(one), climbed, images, labels, attack))
+        return DataFrame(rows)
 
 
-def _three_ways(network: nn.Module, name: str, twin: nn.Module, images: Tensor, labels: Tensor, attack: Attack) -> dict:
-    """One row of `quantized`."""
-    climbed = {"masked": network, "everywhere": fake_quantize.unmasked(network), "transfer": twin}
-    attacks = {way: _climbing(source, random_networks.Averaged(attack)) for way, source in climbed.items()}
-    right = {way: random_networks.correct(network, images, labels, attack=one) for way, one in attacks.items()}
-    shares = {way: mask.float().mean().item() for way, mask in right.items()}
-    minimum = torch.stack([*right.values()]).all(0).float().mean().item()
+def _scored(network: nn.Module, name: str, climbed: dict, images: Tensor, labels: Tensor, attack: Attack) -> dict:
+    """One row of `quantized`; ``climbed`` maps each way to the network whose loss the attack climbs."""
+    attacks = {source: _climbing(source, random_networks.Averaged(attack)) for source in climbed.values()}
+    each = {source: random_networks.correct(network, images, labels, attack=one) for source, one in attacks.items()}
+    shares = {way: each[source].float().mean().item() for way, source in climbed.items()}
+    minimum = torch.stack([*each.values()]).all(0).float().mean().item()
     clean = random_networks.correct(network, images, labels, attack=none).float().mean().item()
-    return {"format": name, "clean": clean, **shares, "minimum": minimum}
+    return {"format": name, "clean": clean, **shares, "minimum": minimum, "images": len(labels)}
 
 
 def _climbing(source: nn.Module, attack: Attack) -> Attack:

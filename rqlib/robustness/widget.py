@@ -31,7 +31,7 @@ def attack_viewer(
     def draw(image: int, attack: str, norm: str, epsilon: float, steps: int) -> go.Figure:
         x, y = next(data.batches(images[image : image + 1], labels[image : image + 1], 1))
         radius = epsilon / 255 if norm == "Linf" else epsilon / 255 * x[0].numel() ** 0.5
-        makers = dict(zip(kinds, curves.makers(steps).values(), strict=True))
+        makers = dict(zip(kinds, curves.makers(steps, active_set=False).values(), strict=True))
         with policy.autocast():
             adversarial = makers[attack](BALLS[norm](radius))(twin, x, y)
         words = f"{attack}{f' of {steps} steps' if attack == 'PGD' else ''}, {norm}, {epsilon:g}/255"

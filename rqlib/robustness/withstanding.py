@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import scipy.stats
 import torch
 from pandas import DataFrame
 from torch import Tensor, nn
 
-from rqlib import attacks
+from rqlib import attacks, measures
 from rqlib.core.projections import Ball
 from rqlib.core.vocabulary import Attack
 from rqlib.defenses.noise import is_randomized
@@ -116,6 +115,6 @@ def score(right: Tensor, before: Tensor) -> dict[str, float]:
     is the share of fooled images among those that were right before.
     """
     hits, count = int(right.sum()), len(right)
-    low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+    low, high = measures.wilson(hits / count, count)
     fooled = (before & ~right).sum().item() / max(int(before.sum()), 1)
     return {"accuracy": hits / count, "low": low, "high": high, "success_rate": fooled}

@@ -73,7 +73,7 @@ def training_curves(history: DataFrame, *, epochs: int | None = None, title: str
             figure.add_trace(line, row=1, col=axis)
     figure.update_xaxes(title="epoch", range=[0.5, (epochs or max(len(history), 1)) + 0.5])
     figure.update_yaxes(title="loss", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title="accuracy (fraction)", row=1, col=2)
+    figure.update_yaxes(title="accuracy (fraction)", range=[0, 1.02], row=1, col=2)
     figure.update_layout(title=title, legend={"orientation": "h", "y": -0.28}, height=450)
     return figure
 

@@ -46,7 +46,7 @@ def feature_browser(
 
     def draw(layer: str, image: int, first_channel: int) -> go.Figure:
         x = data.to_pixels(images[image : image + 1])
-        shown = []
+        shown = [plots.mosaic(images[image : image + 1], columns=1, side=110, title="image")]
         for title, network in networks.items():
             maps = features(network, layer, x)[0]
             start = min(first_channel, max(0, len(maps) - channels))

@@ -61,8 +61,10 @@ class About:
 
     @property
     def title(self) -> str:
-        """For figures: ``ResNet_18 on digits``."""
-        return f"{self.model} on {self.images}" if self.images else self.model
+        """For figures: ``ResNet_18 on digits``, or ``ResNet_18, adversarial, on digits``."""
+        plain = self.objective == "natural"
+        name = self.model if plain else f"{self.model}, {self.objective}"
+        return f"{name}{'' if plain else ','} on {self.images}" if self.images else name
 
     @property
     def history(self) -> pandas.DataFrame | None:

@@ -21,6 +21,8 @@ from rqlib.workbook import results
 from rqlib.workbook.report import FIGURE
 
 TAG = "picture"
+WIDTH = 900
+"""Of a picture whose figure follows the window."""
 REFERENCE = Path("outputs/reference")
 SIZE = 1200, 1400
 """Width and height of the picture of a page, in pixels."""
@@ -43,7 +45,7 @@ def of_table(path: str | Path, model: str) -> go.Figure:
     """Accuracy against size in every format, of one network of the reference table ``quantize.csv``."""
     rows = pandas.read_csv(path)
     rows = rows[rows.model == model].reset_index(drop=True)
-    return figures.frontier(rows, title=f"{model} on {rows.images[0]}: accuracy against size")
+    return figures.frontier(rows, int(rows.test_images[0]), title=f"{model} on {rows.images[0]}: accuracy against size")
 
 
 def of_page(path: str | Path, picture: str | Path) -> None:
@@ -76,7 +78,7 @@ def main() -> None:
         made[notebook.stem] = of_notebook(results.find(notebook.stem) / "notebook.ipynb")
     for name, figure in made.items():
         with files.atomic(folder / "figures" / f"{name}.svg") as part:
-            figure.write_image(part, format="svg")
+            figure.write_image(part, format="svg", width=figure.layout.width or WIDTH)
         print(folder / "figures" / f"{name}.svg")
     of_page(results.outputs_folder() / "index.html", folder / "figures/index.png")
     print(folder / "figures/index.png")

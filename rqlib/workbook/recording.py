@@ -27,6 +27,7 @@ from rqlib import models
 from rqlib.core import derived, files, machine, provenance, runtime
 from rqlib.core.parametrizations import bake
 from rqlib.core.resumable import BelongsToAnotherError, Resumable
+from rqlib.workbook import answer as box_of
 from rqlib.workbook import parameters
 from rqlib.workbook.parameters import ParameterError
 from rqlib.workbook.results import outputs_folder
@@ -125,8 +126,14 @@ class Run:
             derived.check(model, plain, x, what="baking its weights")
         return models.save(self._written(file), plain, name, spec, parameters=values, **metadata)
 
-    def finish(self, **summary) -> None:
-        """Write the rows and mark the run as done; print the key figures and where everything lies."""
+    def finish(self, answer: str = "", title: str = "", /, **summary) -> None:
+        """Write the rows and mark the run as done; print the key figures and where everything lies.
+
+        Args:
+            answer: to the notebook's question, in a sentence; it stands first in the report.
+            title: of the network and its images, for the report.
+            summary: the key figures.
+        """
         if self._rows:
             self.save(rows=self.frame())
         self._record |= {
@@ -136,6 +143,8 @@ class Run:
             "policy": runtime.active().record(),
             "rows": len(self._rows),
             "files": sorted(self._files),
+            "answer": answer,
+            "title": title,
             "summary": {name: _plain(value) for name, value in summary.items()},
         }
         self._write_record()
@@ -145,6 +154,7 @@ class Run:
         figures = [f"  {name} = {value}" for name, value in self._record["summary"].items()]
         print(f"{self.notebook}: done in {self._record['seconds']:.1f} s, {len(self._rows)} rows")
         print("\n".join([*figures, f"  all of it in {self.folder}"]))
+        box_of.show(self._record)
 
     def _written(self, name: str) -> Path:
         """Where a file of the run lies, which is named in `run.json` as one that a finished run has."""

@@ -1,32 +1,34 @@
-"""Executed notebooks as one HTML file that needs no network: figures work, formulas are MathML.
+"""Executed notebooks as one HTML file that needs no network, made to be read from top to bottom.
+
+The answer and its key figures stand first, then the contents; code is folded, long tables are, and progress bars are
+left out. Figures work, and follow the width of the window; formulas are MathML.
 
 python -m rqlib.workbook.report NOTEBOOK... HTML [--title TITLE] [--hide-code]
 """
 
 import argparse
+import html
+import json
+import re
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from docutils.utils.math import MathError, latex2mathml
 from jinja2 import pass_context
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from plotly import io as plotly_io
 
 from rqlib.core import files
+from rqlib.workbook import report_page, report_tables
+from rqlib.workbook.answer import BOX
 
 FIGURE = "application/vnd.plotly.v1+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
-_OFFLINE = """{% extends 'lab/index.html.j2' %}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block jupyter_widgets %}{% endblock %}
-{% block html_head_css %}<style>
-math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
-</style>{% endblock %}
-"""  # JupyterLab's template without the scripts that it would load from the network
+_PROGRESS = re.compile(r"\d+%\|.*\||\d+it \[")
+_WARNING = re.compile(r"^\S+\.py:\d+: \w*Warning: (.*)\n  .*$", re.MULTILINE)
+_HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
 
 
 def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hide_code: bool = False) -> Path:
@@ -35,7 +37,7 @@ def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hi
     Widgets need a kernel and are left out; the static figure that follows each in a notebook stays.
 
     Args:
-        title: of the page; by default the first heading, or the first notebook's name if there is no heading.
+        title: of the page; by default that of the first notebook: its heading, its network and its images.
         hide_code: whether to leave the code cells' source out.
 
     Raises:
@@ -43,15 +45,21 @@ def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hi
     """
     if not notebooks:
         raise ValueError("expected at least one executed notebook, got none")
-    read = [_read(notebook) for notebook in notebooks]
-    page = nbformat.v4.new_notebook(cells=[cell for notebook in read for cell in notebook.cells])
-    page.metadata.title = title or _heading(page) or Path(notebooks[0]).stem
-    _embed(page)
-    exporter = HTMLExporter(raw_template=_OFFLINE, exclude_input=hide_code, exclude_input_prompt=True)
+    titles, cells, drawn = [], [], 0
+    for notebook in notebooks:
+        read = _read(notebook)
+        box = _taken_out(read, BOX)
+        titles.append(_title(read, box) or Path(notebook).stem)
+        drawn += _embed(read)
+        cells += [_head(titles[-1], box), *read.cells]
+    page = nbformat.v4.new_notebook(cells=cells)
+    page.metadata.title = title or titles[0]
+    exporter = HTMLExporter(raw_template=report_page.TEMPLATE, exclude_input=hide_code, exclude_input_prompt=True)
     exporter.exclude_output_prompt = exporter.embed_images = True
     exporter.register_filter("markdown2html", _markdown)
-    body, _ = exporter.from_notebook_node(page, {"metadata": {"path": str(Path(notebooks[0]).parent)}})
-    files.save_text(path, body)
+    folder = {"metadata": {"path": str(Path(notebooks[0]).parent)}}
+    body, _ = exporter.from_notebook_node(page, folder | report_page.resources(figures=drawn > 0))
+    files.save_text(path, body.replace(report_page.CONTENTS, _contents(body), 1))
     return Path(path)
 
 
@@ -62,28 +70,77 @@ def _read(path: str | Path) -> nbformat.NotebookNode:
         raise ValueError(f"{path}: expected an executed notebook (.ipynb), got {error}") from error
 
 
-def _heading(page: nbformat.NotebookNode) -> str | None:
-    lines = [line for cell in page.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), None)
-
-
-def _embed(page: nbformat.NotebookNode) -> None:
-    """Replace figures by HTML, the first of them with plotly.js, and remove widgets."""
-    library = True
+def _taken_out(page: nbformat.NotebookNode, css_class: str) -> str:
+    """The HTML of the box with the answer, which the cell that showed it loses with all that it printed; or nothing."""
     for cell in page.cells:
-        cell.get("outputs", [])[:] = [
-            output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})
-        ]
         for output in cell.get("outputs", []):
-            figure = output.get("data", {}).get(FIGURE)
-            if figure is not None:
-                output.data = nbformat.from_dict({"text/html": _figure(figure, library)})
-                library = False
+            found = "".join(output.get("data", {}).get("text/html", ""))
+            if css_class in found:
+                cell.outputs = []
+                return found
+    return ""
 
 
-def _figure(figure: dict, library: bool) -> str:
+def _title(page: nbformat.NotebookNode, box: str) -> str | None:
+    """The first heading, which is taken out, and what the box says of network and images."""
+    known = BeautifulSoup(box, "html.parser").find(class_=BOX)
+    about = known["data-title"].partition(": ")[2] if known else ""
+    for cell in page.cells:
+        lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
+        for line in lines:
+            if line.startswith("# "):
+                cell.source = cell.source.replace(line, "", 1)
+                return f"{line.removeprefix('# ')}: {about}" if about else line.removeprefix("# ")
+    return about or None
+
+
+def _head(title: str, box: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_markdown_cell(f"<h1>{html.escape(title)}</h1>\n\n{box}\n\n{report_page.CONTENTS}")
+
+
+def _contents(body: str) -> str:
+    """The headings of the page as links."""
+    links = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in _HEADING.findall(body))
+    return f'<nav class="contents"><ol>{links}</ol></nav>' if links else ""
+
+
+def _embed(page: nbformat.NotebookNode) -> int:
+    """Make figures and tables HTML, remove widgets and progress bars; returns the number of figures."""
+    drawn = 0
+    for cell in page.cells:
+        kept = [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
+        for output in kept:
+            data = output.get("data", {})
+            if FIGURE in data:
+                drawn += 1
+                output.data = nbformat.from_dict({"text/html": _figure(data[FIGURE])})
+            elif "text/html" in data:
+                data["text/html"] = report_tables.readable("".join(data["text/html"]))
+            elif output.output_type == "stream":
+                output.text = _printed("".join(output.text))
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in kept if one.output_type != "stream" or one.text.strip()]
+    return drawn
+
+
+def _figure(figure: dict) -> str:
+    """A figure as data, which `report_page.DRAW` draws; no wider than it was made, but for pictures."""
     parts = {name: figure[name] for name in ("data", "layout", "frames") if name in figure}
-    return plotly_io.to_html(parts, full_html=False, include_plotlyjs=library, validate=False)
+    width = parts.setdefault("layout", {}).get("width")
+    height = parts["layout"].get("height", 480)
+    style = f"height: {height}px;" + (f" max-width: {width}px" if width else "")
+    written = json.dumps(parts).replace("</", "<\\/")
+    return (
+        f'<div class="figure" style="{style}"><div class="plotly-graph-div" style="height: {height}px"></div>'
+        f'<script type="application/json">{written}</script></div>'
+    )
+
+
+def _printed(text: str) -> str:
+    """What was printed, without lines that only say how far something is, and warnings without where they arose."""
+    lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
+    text = "\n".join(line for line in lines if not _PROGRESS.search(line))
+    return _WARNING.sub(r"Warning: \1", text)
 
 
 class _Renderer(IPythonRenderer):

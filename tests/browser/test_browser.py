@@ -30,6 +30,7 @@ OPEN = """async path => { const app = window.jupyterapp;
   await panel.sessionContext.session.kernel.info; }"""
 SHOWN = "path => window.jupyterapp.shell.currentWidget.context?.path === path"
 DONE = "(f => { const s = eval(f)(); return s.some(c => c[2].length) || s.every(c => c[0] === 'idle' && c[1]) })"
+BLANK = ".jp-NotebookPanel:not(.lm-mod-hidden) .js-plotly-plot:not(:has(.gtitle))"
 MOVES = {  # notebook -> (kind of control, which of them, what to choose, what the figure's title then says)
     "01_train": ("slider", 0, None, "image 1 "),
     "02_quantize": ("dropdown", 0, "features.2.conv", "features.2.conv in INT_4"),
@@ -109,8 +110,10 @@ def test_the_widget_moves(lab, page, notebook):
     page.wait_for_function(DONE, arg=CELLS, timeout=300_000)
     errors = [error for cell in page.evaluate(CELLS) for error in cell[2]]
     assert not errors
-    title = _move(page, *MOVES[notebook])
+    assert not page.locator(BLANK).count(), "a figure was left blank"
+    title, moved = _move(page, *MOVES[notebook])
     title.wait_for()
+    print(f"{notebook}: a move takes {time.monotonic() - moved:.2f} s")
     title.scroll_into_view_if_needed()
     picture = Path(os.environ.get("RQLIB_SCREENSHOTS", folder)) / f"{notebook}.png"
     page.screenshot(path=picture)
@@ -118,15 +121,16 @@ def test_the_widget_moves(lab, page, notebook):
 
 
 def _move(page, kind: str, index: int, choice: str | None, after: str):
-    """Move a control; the title that the figure has afterwards, and not before."""
+    """Move a control; the title that the figure has afterwards, and not before, and when it was moved."""
     notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
     control = notebook.locator(".noUi-handle" if kind == "slider" else ".widget-dropdown select").nth(index)
     control.scroll_into_view_if_needed()
     title = notebook.locator(".gtitle", has_text=after).first
     assert not title.count()
+    moved = time.monotonic()
     if kind == "slider":
         control.focus()
         page.keyboard.press("ArrowRight")
     else:
         control.select_option(choice)
-    return title
+    return title, moved

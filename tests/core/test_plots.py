@@ -26,3 +26,12 @@ def test_mosaics_have_as_many_rows_as_they_need_and_stand_side_by_side():
     both = plots.side_by_side([figure, figure], title="both")
     assert len(both.data) == 2
     assert both.layout.width == 2 * figure.layout.width
+
+
+def test_figures_follow_the_width_of_the_window():
+    assert go.Figure().layout.template.layout.width is None
+
+
+def test_the_axis_of_accuracies_has_no_tick_closer_to_1_than_the_images_can_tell():
+    figure = plots.accuracy_axis(go.Figure(), 100)
+    assert list(figure.layout.yaxis.ticktext) == ["0", "0.5", "0.8", "0.9", "0.95", "0.98", "1"]

@@ -21,3 +21,11 @@ def test_explorer_redraws_when_a_control_moves():
     assert view.figure.data[0].type == "scatter"
     assert view.static().layout.title.text == view.figure.layout.title.text == "line 7"
     assert len(view.children[0].children) == 2
+
+
+def test_a_figure_is_drawn_whenever_its_frame_is_displayed(monkeypatch):
+    view = widgets.explorer(bars, height=ipywidgets.IntSlider(4, 0, 9), kind=ipywidgets.Dropdown(options=["bar"]))
+    drawn = []
+    monkeypatch.setattr(widgets, "replace", lambda live, figure: drawn.append(figure.layout.title.text))
+    view._repr_mimebundle_()
+    assert drawn == ["bar 4"]

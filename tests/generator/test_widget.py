@@ -25,3 +25,6 @@ def test_a_click_shows_the_image_of_the_point():
     before = linked.shown.data[0].source
     linked.show("test", 6)
     assert linked.shown.data[0].source != before
+    linked.figure.data = []
+    linked._repr_mimebundle_()
+    assert len(linked.figure.data) == 8, "what is displayed is drawn, whoever displays it"

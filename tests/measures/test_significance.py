@@ -8,7 +8,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from rqlib.measures import holm, paired_tests
+from rqlib.measures import holm, paired_tests, wilson
 
 BASE = (0.40, 0.42, 0.38, 0.41, 0.39)
 A = (0.43, 0.44, 0.42, 0.43, 0.44)
@@ -152,3 +152,11 @@ def test_truth_values_and_objects_are_numbers():
     rows = table(base=(True, False, True, False), A=(True, True, True, False))
     assert paired_tests(rows, "base", "accuracy").difference[0] == 0.25
     assert paired_tests(rows.astype({"accuracy": object}), "base", "accuracy").difference[0] == 0.25
+
+
+def test_wilson_is_scipys_interval_and_takes_whole_columns():
+    shares, counts = pandas.Series([0.0, 0.3, 1.0]), pandas.Series([10, 50, 200])
+    low, high = wilson(shares, counts)
+    for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
+        expected = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+        assert (low[row], high[row]) == pytest.approx(tuple(expected), abs=1e-12)

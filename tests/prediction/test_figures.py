@@ -1,6 +1,7 @@
 import functools
 
 import numpy
+import pandas
 import pytest
 
 from rqlib.prediction import figures, fits, forecasting, ranking
@@ -75,3 +76,18 @@ def test_forecast_tells_apart_what_is_within_the_tolerated_loss():
     assert len(over.x) + len(within.x) == len(found)
     assert list(measured.y) == found.accuracy_loss.tolist()
     assert len(figures.forecast(found.drop(columns="accuracy_loss"), 0.3).data) == 2
+
+
+def test_a_forecast_says_where_it_has_no_interval():
+    ends = {"lower": [float("nan"), -0.01], "upper": [float("nan"), 0.01]}
+    rows = pandas.DataFrame({"format": ["INT_4", "INT_12"], "predicted": [0.1, 0.0], "outside": "", **ends})
+    traces = {trace.name: trace for trace in figures.forecast(rows, 0.02).data}
+    assert set(traces) == {"interval within the tolerated loss", figures.NO_INTERVAL}
+    assert list(traces[figures.NO_INTERVAL].x) == ["INT_4"]
+
+
+def test_without_intervals_there_is_a_sentence_in_the_place_of_their_coverage():
+    losses = published.losses(2)
+    trial = fits.cross(losses, ("js_macs",), "accuracy_loss", "model", "isotonic")
+    (note,) = figures.coverage(trial).layout.annotations
+    assert note.text.startswith("Fewer than three networks")

@@ -96,3 +96,21 @@ def test_how_good_such_forecasts_are_stands_in_one_row_per_network():
     assert rows.mae["net2"] == pytest.approx(own.residual.abs().mean())
     assert rows.coverage["net2"] == prediction.coverage(own)
     assert not rows.isna().all().any()
+
+
+def test_of_two_trainings_of_one_model_only_its_own_rows_are_left_out():
+    trained = [published.made_up(1).assign(objective=one, run=one) for one in ("natural", "adversarial")]
+    others = published.made_up(4)
+    others = others[others.model != "net0"].assign(objective="natural")
+    losses = prediction.table(pandas.concat([*trained, others], ignore_index=True))
+    trial = ranking.leaderboard(losses, RIVALS, group="network_name")
+    new = prediction.table(trained[1].drop(columns=["run", "accuracy"]))
+    found = prediction.forecast(trial, losses, new, group="network_name")
+    assert found.table.format.is_unique
+    own = losses.network_name == "net0, adversarial"
+    fit = forecasting.fit(losses[~own], found.predictors, group="network_name")
+    assert found.table.predicted.equals(forecasting.predict(new, fit).predicted)
+    unknown = new.drop(columns="objective").assign(network_name="net0", title="net0")
+    blind = prediction.forecast(trial, losses, unknown, group="network_name")
+    fit = forecasting.fit(losses[losses.model != "net0"], blind.predictors, group="network_name")
+    assert blind.table.predicted.equals(forecasting.predict(unknown, fit).predicted)

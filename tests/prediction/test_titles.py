@@ -23,6 +23,7 @@ def two(**differ) -> pandas.DataFrame:
         ({"granularity": ("tensor", "channel"), "run": ("a", "b")}, ["net0, tensor", "net0, channel"]),
         ({"seed": (None, 1), "run": ("a", "b")}, ["net0, no seed", "net0, seed 1"]),
         ({"run": ("a", "b")}, ["net0, run a", "net0, run b"]),
+        ({"objective": ("natural", "adversarial"), "run": ("a", "b")}, ["net0, natural", "net0, adversarial"]),
     ],
 )
 def test_two_networks_of_one_model_are_told_apart_by_what_differs(differ, expected):
@@ -41,3 +42,20 @@ def test_without_runs_names_and_setting_tell_networks_apart():
     assert features.overview(features.table(frame)).rows.tolist() == [12, 12]
     with pytest.raises(ValueError, match="expected one row per network and format, got 12 more than once"):
         features.table(frame.drop(columns="granularity"))
+
+
+def test_the_objective_is_always_named_and_makes_another_network():
+    trained = {"objective": ("natural", "adversarial"), "run": ("a", "b")}
+    frame = features.table(two(**trained))
+    assert frame.network_name.unique().tolist() == ["net0, natural", "net0, adversarial"]
+    assert (
+        features.table(frame[frame.objective == "natural"].drop(columns=["title", "network_name"]))
+        .title.eq("net0, natural")
+        .all()
+    )
+
+
+def test_one_network_that_was_measured_twice_is_one_network():
+    frame = features.table(two(test_images=(100, 200), run=("a", "b"), objective=("natural", "natural")))
+    assert frame.title.nunique() == 2
+    assert frame.network_name.unique().tolist() == ["net0, natural"]

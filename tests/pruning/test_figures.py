@@ -28,10 +28,9 @@ def test_mean_and_interval_over_seeds(rows):
 
 def test_one_line_per_method_in_each_panel(rows):
     figure = figures.accuracy_against_kept(rows)
-    assert [line.name for line in figure.data] == ["LWM", "HYDRA"] * 2
-    assert figure.data[3].y == pytest.approx((0.41, 0.41))
-    assert all(line.error_y.visible for line in figure.data[2:])
-    assert [shape.y0 for shape in figure.layout.shapes] == [0.9, 0.5]
+    assert [line.name for line in figure.data] == ["LWM", "HYDRA", "before"] * 2
+    assert figure.data[4].y == pytest.approx((0.41, 0.41))
+    assert all(line.error_y.visible for line in figure.data if line.name != "before")
     assert not any(line.error_y.visible for line in figures.accuracy_against_kept(rows[rows.seed == 0]).data)
 
 
@@ -52,3 +51,12 @@ def test_ablation_has_a_panel_for_what_was_varied(names):
     assert len(figure.data) == 2 * len(names)
     assert list(figure.data[-1].x) == [1, 3]
     assert list(figure.data[-1].y) == pytest.approx([0.1, 0.3])
+
+
+def test_the_network_before_pruning_is_a_line_with_a_name():
+    scores = {"clean_accuracy": [0.9, 0.8, 0.5], "robust_accuracy": [0.6, 0.5, 0.2]}
+    rows = pandas.DataFrame({"method": ["dense", "lwm", "lwm"], "kept": [1.0, 0.5, 0.1], "seed": 0, **scores})
+    lines = [trace for trace in figures.accuracy_against_kept(rows).data if trace.name == "before"]
+    assert [list(line.y) for line in lines] == [[0.9, 0.9], [0.6, 0.6]]
+    assert list(lines[0].x) == [0.1, 0.5]
+    assert [line.showlegend for line in lines] == [True, False]

@@ -17,3 +17,16 @@ def test_undominated_by_hand():
 )
 def test_the_smallest_format_within_a_loss(loss, expected):
     assert quantization.smallest(quantized_networks.made_up_sweep(), loss=loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (0.005, "Every format loses more than 0.5 points; FLOAT_8_E4 loses least, 1.0 points"),
+        (0.25, "FLOAT_6_E4 is the smallest format that loses at most 25 points: its weights take 0.188 of the space"),
+    ],
+)
+def test_a_sentence_names_the_smallest_format(loss, words):
+    said = quantization.verdict(quantized_networks.made_up_sweep(), 500, loss=loss)
+    assert said.startswith(words)
+    assert "500" in said

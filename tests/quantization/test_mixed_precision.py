@@ -70,6 +70,9 @@ def test_mixes_are_scored_as_ptq_and_accuracy_score_them(trained, digits):
     with runtime.using("cpu", "bfloat16"):
         frame = quantization.score_mixes(trained, mixes, calibration, *test, **options)
     assert frame.weights.tolist() == list(mixes)
+    assert frame.bits_per_weight[[0, 2]].tolist() == [2, 8]
+    assert 2 < frame.bits_per_weight[1] <= 4
+    assert frame.kib[2] == measures.weight_count(trained) / 1024
     networks = [quantization.ptq(trained, weights, calibration, **options) for weights in mixes.values()]
     assert frame.accuracy.tolist() == [measures.accuracy(network, *test) for network in networks]
     assert frame.accuracy[0] < frame.accuracy[1] <= frame.accuracy[2]

@@ -53,6 +53,7 @@ def test_checks_color_the_status():
     html = figures.checks(table).to_html()
     assert figures.STATUS["FAIL"] in html
     assert figures.STATUS["WARN"] not in html
+    assert html.index("FAIL") < html.index("PASS")
 
 
 def test_planes_are_drawn_with_the_gradient_to_the_right():
@@ -67,10 +68,13 @@ def test_planes_are_drawn_with_the_gradient_to_the_right():
 
 
 def test_quantized_bars_have_one_group_for_each_format():
-    row = {"clean": 0.9, "masked": 0.5, "everywhere": 0.4, "transfer": 0.6, "minimum": 0.35}
-    figure = figures.quantized_bars(pandas.DataFrame([{"format": "INT_8"} | row, {"format": "INT_4"} | row]))
+    row = {"clean": 0.9, "masked": 0.5, "everywhere": 0.4, "transfer": 0.6, "minimum": 0.35, "images": 100}
+    figure = figures.quantized_bars(pandas.DataFrame([{"format": "FP32"} | row, {"format": "INT_4"} | row]))
     assert list(figure.data[-1].y) == [0.35, 0.35]
-    assert list(figure.data[-1].x) == ["INT_8", "INT_4"]
+    assert list(figure.data[-1].x) == ["float", "INT_4"]
+    low, high = stats.binomtest(35, 100).proportion_ci(method="wilson")
+    assert figure.data[-1].error_y.arrayminus[0] == pytest.approx(0.35 - low)
+    assert figure.data[-1].error_y.array[0] == pytest.approx(high - 0.35)
 
 
 def test_losses_of_variants_are_those_of_one_radius():

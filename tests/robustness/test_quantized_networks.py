@@ -29,13 +29,15 @@ def test_quantized_networks_are_claimed_by_the_minimum():
     model, (images, labels) = robust_networks.trained(adversarial=True), pictures(60)
     attack = partial(attacks.pgd, ball=Linf(0.1), step_size=0.02, steps=8)
     table = robustness.quantized(model, ["INT_3", "INT_8"], images, images, labels, attack=attack)
-    assert list(table) == ["format", "clean", "masked", "everywhere", "transfer", "minimum"]
-    assert table.format.tolist() == ["INT_3", "INT_8"]
+    assert list(table) == ["format", "clean", "masked", "everywhere", "transfer", "minimum", "images"]
+    assert table.format.tolist() == ["FP32", "INT_3", "INT_8"]
+    assert table.images.eq(60).all()
     ways = table[["masked", "everywhere", "transfer"]]
     assert (table.minimum <= ways.min(axis=1)).all()
     assert (ways.max(axis=1) <= table.clean).all()
     robust = measures.accuracy(model, images, labels, attack=attack)
-    assert abs(ways.masked[1] - robust) < 0.1
+    assert table.minimum[0] == ways.transfer[0] == robust
+    assert abs(ways.masked[2] - robust) < 0.1
 
 
 def test_unmasked_gradients_pass_where_the_range_is_left():

@@ -1,6 +1,7 @@
 import torch
 
-from rqlib.robustness import widget
+from rqlib import attacks, data, measures
+from rqlib.robustness import figures, widget
 from tests import robust_networks
 
 
@@ -22,3 +23,15 @@ def test_the_viewer_attacks_the_chosen_image_as_asked():
     viewer.controls["attack"].value = "noise"
     assert "noise, L2" in viewer.figure.layout.title.text
     assert torch.equal(images, robust_networks.pictures(5)[0])
+
+
+def test_the_viewer_shows_the_same_attack_as_the_figure_above_it():
+    """An attack that stopped at the border would leave the network barely wrong."""
+    images, labels = robust_networks.pictures(1)
+    classes, model = tuple(map(str, range(10))), robust_networks.trained(adversarial=False)
+    x, ball = data.to_pixels(images), attacks.Linf(40 / 255)
+    adversarial = attacks.pgd(model, x, labels, ball=ball, **attacks.pace(ball, 20))
+    above = figures.attack_pictures(model, x, adversarial, labels, classes).layout.annotations[2].text
+    viewer = widget.attack_viewer(model, images, labels, classes, epsilon_255=40.0)
+    assert viewer.figure.layout.annotations[2].text == above
+    assert measures.logits(model, adversarial, labels).softmax(1).max() > 0.9

@@ -32,7 +32,7 @@ def test_feature_browser_shows_both_networks(networks):
     browser.controls["first_channel"].value = 32
     assert browser.figure.layout.title.text == "Layer 0, image 3 (label d)"
     titles = [note.text for note in browser.static().layout.annotations]
-    assert titles == ["natural: channels 24 to 39", "adversarial: channels 24 to 39"]
+    assert titles == ["image", "natural: channels 24 to 39", "adversarial: channels 24 to 39"]
     maps = widget.features(networks["natural"], "1", data.to_pixels(images[3:4]))
     torch.testing.assert_close(maps, networks["natural"][0](data.to_pixels(images[3:4])).relu())
 

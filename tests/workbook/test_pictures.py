@@ -38,7 +38,7 @@ def test_not_exactly_one_tagged_figure_is_an_error(tmp_path, tagged):
 
 def test_every_format_of_a_reference_table_is_drawn():
     figure = pictures.of_table(ROOT / "outputs/reference/quantize.csv", "ResNet_18")
-    assert {trace.name for trace in figure.data} == {"INT", "POT", "FLOAT", "undominated"}
+    assert {trace.name for trace in figure.data} == {"INT", "POT", "FLOAT", "undominated", "float32"}
     assert figure.layout.title.text == "ResNet_18 on CIFAR-10 (JPEG): accuracy against size"
 
 

@@ -27,13 +27,14 @@ def test_a_whole_run(outputs, capsys):
     assert json.loads(run.path("run.json").read_text())["status"] == "running"
     run.record(format="INT_8", accuracy=torch.tensor(0.75), images=numpy.int64(100))
     run.record(format="INT_4", accuracy=numpy.float32(0.5), images=100, note=None)
-    run.finish(best=torch.tensor(0.75))
+    run.finish("Three of four.", "ResNet_18 on digits", best=torch.tensor(0.75))
     record = json.loads(run.path("run.json").read_text())
     assert run.folder.parent == outputs / "05_robust"
     assert run.folder.name.startswith("digits-ResNet_18-seed0-")
     assert record["status"] == "done"
     assert record["rows"] == 2
     assert record["summary"] == {"best": 0.75}
+    assert (record["answer"], record["title"]) == ("Three of four.", "ResNet_18 on digits")
     assert record["policy"]["precision"] == "float32"
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["machine"]["cores"] == os.cpu_count()

@@ -20,7 +20,15 @@ from rqlib.defenses import noise
 from rqlib.robustness.diagnostics import gradients, sanity, strength
 from rqlib.robustness.diagnostics.case import SKIP, Case, Finding
 
-__all__ = ["CHECKS", "Check", "diagnose"]
+__all__ = ["CHECKS", "STATUSES", "Check", "diagnose"]
+
+STATUSES = {
+    "PASS": "nothing speaks against the figure",
+    "WARN": "look at the value: the attack could be somewhat stronger",
+    "FAIL": "the network may be less robust than it looks; do not claim the figure before you know why",
+    "SKIP": "not run: it does not concern this network, or takes minutes (all_checks)",
+}
+"""Status of a check -> what it means for whoever reads the robust accuracy."""
 
 
 @dataclass(frozen=True)

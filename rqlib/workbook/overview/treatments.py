@@ -1,13 +1,14 @@
 """One row per treatment of a network, from the table of `measurements`."""
 
 from dataclasses import dataclass
-from math import isnan, nan
+from math import nan
 
 import numpy
 import pandas
 import scipy.stats
 from pandas import DataFrame
 
+from rqlib import measures
 from rqlib.workbook.overview.kinds import DEFENDED, FLOAT, KINDS
 from rqlib.workbook.overview.networks import Network
 
@@ -86,13 +87,6 @@ def combined(measured: DataFrame) -> DataFrame:
     return DataFrame(rows, columns=[*keys, "value", "low", "high", "images", "seeds", "how", "report"])
 
 
-def wilson(share: float, images: float) -> tuple[float, float]:
-    """Ends of the 95% interval of a share of so many images; NaN if their number is."""
-    if isnan(images):
-        return nan, nan
-    return tuple(scipy.stats.binomtest(round(share * images), int(images)).proportion_ci(CONFIDENCE, method="wilson"))
-
-
 def _interval(each: DataFrame) -> tuple[float, float]:
     """The interval of one figure from its repetitions, one row per seed."""
     metric, values = each.metric.iloc[0], each.value.to_numpy()
@@ -104,7 +98,7 @@ def _interval(each: DataFrame) -> tuple[float, float]:
         return max(low, 0.0), high if metric == "milliseconds" else min(high, 1.0)
     if each.low.notna().all():
         return each.low.mean(), each.high.mean()
-    return wilson(values.mean(), each.images.min())
+    return measures.wilson(values.mean(), each.images.min(), level=CONFIDENCE)
 
 
 def _section(network: Network, figures: DataFrame) -> Section:

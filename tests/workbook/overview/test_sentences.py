@@ -3,10 +3,11 @@
 import pytest
 from pandas import DataFrame
 
+from rqlib import measures
 from rqlib.workbook.overview import sentences
 from rqlib.workbook.overview.kinds import CHANNELS, DEFENDED, FLOAT, FORMAT, JOINT, PRUNED
 from rqlib.workbook.overview.networks import Network
-from rqlib.workbook.overview.treatments import Section, wilson
+from rqlib.workbook.overview.treatments import Section
 
 QUANTIZED, SMALLER, ATTACKED = "If I quantize it", "If I make it smaller", "If it is attacked"
 NETWORK = Network("SmallCNN", 1.0, "digits", "natural")
@@ -16,7 +17,7 @@ def row(kind: str, treatment: str, *, images: float = 400, **figures: float) -> 
     """A row of a section, accuracies with Wilson's intervals."""
     found = {"kind": kind, "treatment": treatment, "report": "", "clean_images": images, **figures}
     for metric in set(figures) & {"clean", "robust", "certified"}:
-        found[f"{metric}_low"], found[f"{metric}_high"] = wilson(figures[metric], images)
+        found[f"{metric}_low"], found[f"{metric}_high"] = measures.wilson(figures[metric], images)
     return found
 
 
@@ -64,7 +65,7 @@ def test_formats_the_smallest_that_is_free_and_the_mildest_that_is_not():
 
 
 def test_the_float_network_is_compared_on_the_same_images():
-    low, high = wilson(0.9, 100)
+    low, high = measures.wilson(0.9, 100)
     same = {"float_clean": 0.9, "float_clean_low": low, "float_clean_high": high}
     found = said(row(FORMAT, "INT_8", images=100, clean=0.9, bits=250, **same))[QUANTIZED]
     assert "INT_8 changes nothing measurable: 90.0% beside 90.0% on 100 images, 4.0 times smaller." in found

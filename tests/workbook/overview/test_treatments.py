@@ -5,6 +5,7 @@ import math
 import pandas
 import pytest
 
+from rqlib import measures
 from rqlib.workbook import summary
 from rqlib.workbook.overview import measurements, networks, treatments
 from rqlib.workbook.overview.kinds import CHANNELS, DEFENDED, FLOAT, FORMAT, JOINT, MIX, PRUNED, UNSEEN
@@ -69,7 +70,7 @@ def test_the_figures_of_each_notebook_arrive(outputs):
 def test_of_one_network_the_interval_is_over_images_of_several_over_seeds(outputs):
     made_up.train(outputs, accuracy=0.98)
     (one,) = sections()
-    assert tuple(rows(one).loc["float", ["clean_low", "clean_high"]]) == treatments.wilson(0.98, 200)
+    assert tuple(rows(one).loc["float", ["clean_low", "clean_high"]]) == measures.wilson(0.98, 200)
     made_up.train(outputs, "01_train/second", accuracy=0.96, seed=1)
     path = outputs / "01_train/second/rows.parquet"
     pandas.read_parquet(path).assign(seed=1).to_parquet(path)
@@ -83,7 +84,7 @@ def test_of_one_network_the_interval_is_over_images_of_several_over_seeds(output
 def test_a_number_of_images_that_does_not_fit_gives_no_interval(outputs):
     made_up.train(outputs, accuracy=0.9833)
     assert "clean_low" not in sections()[0].rows
-    assert math.isnan(treatments.wilson(0.5, math.nan)[0])
+    assert math.isnan(measures.wilson(0.5, math.nan)[0])
 
 
 @pytest.mark.parametrize(
