@@ -1,4 +1,5 @@
 # make workbook   run every notebook of a preset and report        PRESET=digits CORES=2
+#                 (the lock of a Snakemake that was killed is removed first)
 # make test       every test, notebooks included
 # make lab        JupyterLab on the notebooks
 # make bench      side by side with other libraries
@@ -16,15 +17,16 @@ export PYTHONUNBUFFERED := 1
 venv: $(READY)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[workflow,figures,onnx,test]'
 	touch $(READY)
 
 workbook: $(READY)
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --config preset=$(PRESET)
-	$(BIN)/python -m rqlib.workbook.summary
-	$(BIN)/python -m rqlib.workbook.overview
+	@$(BIN)/python -m rqlib.core.snakemake_lock
+	@$(BIN)/python -m rqlib.workbook.graph --cores $(CORES) --rerun-incomplete --config preset=$(PRESET)
+	@$(BIN)/python -m rqlib.workbook.overview
 
 test: $(READY)
 	$(if $(PEERS),PYTHONPATH=$(PEERS) )$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal

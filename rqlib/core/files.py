@@ -4,9 +4,12 @@ What is written here holds a digest of itself (`seals`), and is refused when a b
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -25,21 +28,47 @@ from rqlib.core import seals
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield the name of a temporary file beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    The file is therefore always whole: a crash, a full disk or ``kill -9`` leaves the old one as it was.
+    The file is therefore always whole: a crash, a full disk or ``kill -9`` leaves the old one as it was. What a killed
+    process leaves of the temporary file, `sweep` removes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
     part = Path(name)
-    part.chmod(0o644)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # until the process ends, however it ends
+        part.chmod(0o644)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def sweep(folder: str | Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed processes have left of one file, or of all in a folder and below it.
+
+    Args:
+        name: of the file in the folder; None for all.
+    """
+    folder = Path(folder)
+    for part in folder.rglob(".*") if name is None else folder.glob(f".{glob.escape(name)}.*"):
+        if re.fullmatch(r"\..+\.\w{8}(\.\w+)?", part.name) and part.is_file() and abandoned(part):
+            part.unlink(missing_ok=True)
+
+
+def abandoned(path: str | Path) -> bool:
+    """Whether no living process holds the lock (``flock``) of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def save_text(path: str | Path, text: str) -> None:
@@ -138,7 +167,12 @@ def save_table(path: str | Path, frame: pandas.DataFrame) -> None:
 
 
 def load_table(path: str | Path) -> pandas.DataFrame:
-    """Read a table from Parquet.
+    """Read a table from Parquet; errors are those of `load_arrow`."""
+    return load_arrow(path).to_pandas()
+
+
+def load_arrow(path: str | Path) -> pyarrow.Table:
+    """Read a table from Parquet as Arrow has it.
 
     Raises:
         OSError: the file cannot be read.
@@ -146,7 +180,8 @@ def load_table(path: str | Path) -> pandas.DataFrame:
     """
     seals.check(path)
     try:
-        return pandas.read_parquet(path)
+        content = pyarrow.BufferReader(Path(path).read_bytes())
+        return parquet.ParquetFile(content, pre_buffer=False).read(use_threads=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a whole table ({error}); remove it and run its notebook again") from error
 

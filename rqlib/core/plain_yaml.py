@@ -21,11 +21,16 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
     return value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader would read as a number."""
+
+
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def load(text: str) -> Any:
@@ -38,3 +43,8 @@ def load(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"expected YAML, got {' '.join(str(error).split())}") from error
+
+
+def dump(values: dict) -> str:
+    """The text in YAML of which `load` gives these plain values again, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

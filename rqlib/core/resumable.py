@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rqlib.core import files
+from rqlib.core import files, stopping
 
 
 class BelongsToAnotherError(ValueError):
@@ -47,9 +47,14 @@ class Resumable:
         return content
 
     def save(self, **state) -> None:
-        """Keep this state: tensors and plain values."""
+        """Keep this state: tensors and plain values.
+
+        Raises:
+            StoppedError: the process was asked to stop (`stopping`); the state is kept.
+        """
         if self.path is not None:
             files.save_tensors(self.path, {"identity": self.identity, **state})
+            stopping.stop_if_asked()
 
 
 def fingerprint(*values) -> str:

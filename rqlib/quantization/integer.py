@@ -81,9 +81,10 @@ def best_arithmetic(network: nn.Module, device: torch.device) -> str:
     """
     weights = [fake_quantize.quantizer(layer) for _, layer in layers.weighted_layers(network)]
     formats = {step.format for step in [*weights, *network.quantizers.children()] if isinstance(step, Quantized)}
-    if device.type == "cuda":
-        return "tf32" if all(format.significant_bits <= 11 for format in formats) else "float32"
-    return "int8" if all(int8.holds(format) for format in formats) and int8.available() else "float32"
+    if device.type == "cpu":
+        return "int8" if all(int8.holds(format) for format in formats) and int8.available() else "float32"
+    narrow = device.type == "cuda" and all(format.significant_bits <= 11 for format in formats)
+    return "tf32" if narrow else "float32"
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,11 @@ def weights(checkpoint: str | Path, which: str = "best") -> dict[str, Tensor]:
     return files.load_tensors(checkpoint)[which]
 
 
+def say_resumed(done: int, epochs: int) -> None:
+    """Print where a training goes on after an interruption."""
+    print(f"goes on at epoch {done + 1} of {epochs}" if done < epochs else f"all {epochs} epochs are done already")
+
+
 class _Training:
     """The state of a training, which is kept after every epoch: weights, optimizer, averages, best epoch, history."""
 
@@ -159,6 +164,7 @@ class _Training:
         )
 
     def _take_up(self, state: dict) -> None:
+        say_resumed(len(state["history"]), self.recipe.epochs)
         self.model.load_state_dict(state["last"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

@@ -90,6 +90,7 @@ class _Together:
             self.stack.load_state_dict(state["last"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.histories, self.best = state["histories"], state["best"]
+            loop.say_resumed(len(self.histories[0]), recipe.epochs)
 
     def score(self, dataset, attack: Attack | None, epoch: int, loss: float, seconds: float) -> None:
         """Validate every network, remember its weights if they are the best so far, and keep everything."""

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import pandas
 import torch
-import yaml
 from filelock import FileLock
 from torch.nn.utils.parametrize import is_parametrized
 
 from rqlib import models
-from rqlib.core import derived, files, machine, provenance, runtime
+from rqlib.core import derived, files, machine, plain_yaml, provenance, runtime, stopping
 from rqlib.core.parametrizations import bake
 from rqlib.core.resumable import BelongsToAnotherError, Resumable
 from rqlib.workbook import answer as box_of
@@ -71,8 +70,10 @@ class Run:
         self._files: set[str] = set()
         again = _hold(notebook, self.folder)
         self._lock = _held[notebook]
+        files.sweep(self.folder)
+        stopping.listen()
         self._go_on(afresh=again)
-        files.save_text(self.path("params.yaml"), yaml.safe_dump(self.parameters, sort_keys=False, allow_unicode=True))
+        files.save_text(self.path("params.yaml"), plain_yaml.dump(self.parameters))
         self._write_record()
 
     def path(self, name: str) -> Path:

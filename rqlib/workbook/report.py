@@ -10,6 +10,7 @@ import argparse
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
@@ -34,7 +35,8 @@ _HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL
 def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hide_code: bool = False) -> Path:
     """Write executed notebooks, one below the other, as one HTML file, atomically.
 
-    Widgets need a kernel and are left out; the static figure that follows each in a notebook stays.
+    Widgets need a kernel and are left out; the static figure that follows each in a notebook stays. Below a notebook
+    that lies beside its run's ``params.yaml`` stands the command that repeats the run.
 
     Args:
         title: of the page; by default that of the first notebook: its heading, its network and its images.
@@ -50,6 +52,7 @@ def write(path: str | Path, *notebooks: str | Path, title: str | None = None, hi
         read = _read(notebook)
         box = _taken_out(read, BOX)
         titles.append(_title(read, box) or Path(notebook).stem)
+        _say_command(read, Path(notebook))
         drawn += _embed(read)
         cells += [_head(titles[-1], box), *read.cells]
     page = nbformat.v4.new_notebook(cells=cells)
@@ -79,6 +82,25 @@ def _taken_out(page: nbformat.NotebookNode, css_class: str) -> str:
                 cell.outputs = []
                 return found
     return ""
+
+
+def command(source: str | Path, out: str | Path) -> str:
+    """The command that repeats a run by hand, from the parameters in its folder.
+
+    Args:
+        source: the notebook.
+        out: where it is written when it has run, in the run's folder.
+    """
+    values, page = (str(Path(out).with_name(name)) for name in ("params.yaml", "report.html"))
+    return shlex.join(["python", "-m", "rqlib.workbook.run", str(source), str(out), "-f", values, "--report", page])
+
+
+def _say_command(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Add a cell with the command that repeats the run, if the notebook lies in its folder."""
+    source = notebook.metadata.get("papermill", {}).get("input_path")
+    if source and path.with_name("params.yaml").is_file():
+        text = f"To run it again with the same parameters:\n\n```sh\n{command(source, path)}\n```"
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text))
 
 
 def _title(page: nbformat.NotebookNode, box: str) -> str | None:

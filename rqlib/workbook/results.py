@@ -7,7 +7,9 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy
 import pandas
+import pyarrow
 import pydantic
 
 from rqlib.core import files
@@ -106,14 +108,32 @@ def collect(notebook: str, outputs: str | Path | None = None) -> pandas.DataFram
     done = [record["folder"] for record in records if record["status"] == "done" and _is_whole(record)]
     if len(done) < len(records):
         print(f"{notebook}: {len(done)} of {len(records)} runs have finished; the others are left out")
-    tables = [_read(folder, base) for folder in done if (folder / "rows.parquet").is_file()]
-    if not tables:
+    rows = rows_of(done, base)
+    if rows is None:
         raise _none(notebook, outputs, {})
-    return pandas.concat(tables, ignore_index=True)
+    return rows
 
 
-def _read(folder: Path, base: Path) -> pandas.DataFrame:
-    return files.load_table(folder / "rows.parquet").assign(run=folder.relative_to(base).as_posix())
+def rows_of(folders: list[Path], base: Path) -> pandas.DataFrame | None:
+    """The rows of runs, one below the other, with the column ``run`` (the folder below ``base``); None if none has any.
+
+    Arrow reads and joins them, because pandas takes ten times as long for a thousand small tables.
+
+    Raises:
+        ValueError: a table is damaged; the message names it.
+    """
+    paths = {folder: folder / "rows.parquet" for folder in folders}
+    tables = {folder: files.load_arrow(path) for folder, path in paths.items() if path.is_file()}
+    if not tables:
+        return None
+    try:
+        rows = (
+            pyarrow.concat_tables(tables.values(), promote_options="permissive").replace_schema_metadata().to_pandas()
+        )
+    except pyarrow.ArrowTypeError:  # a column is text in one run and a number in another
+        rows = pandas.concat([table.to_pandas() for table in tables.values()], ignore_index=True)
+    names = [folder.relative_to(base).as_posix() for folder in tables]
+    return rows.assign(run=numpy.repeat(names, [len(table) for table in tables.values()]))
 
 
 def _records(notebook: str, outputs: str | Path | None) -> list[dict]:

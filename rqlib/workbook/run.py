@@ -1,24 +1,37 @@
 """Run a notebook in batch: parameters checked before a kernel starts, the result whole or absent.
 
 python -m rqlib.workbook.run NOTEBOOK OUT [-f params.yaml]... [-p name=value]... [--report HTML]
+
+The signals USR1 and URG, which a scheduler can send some time before it ends a job, stop the run as soon as its state
+is kept; the exit code is then 75, and the same command goes on from there.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
+import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import papermill
+import psutil
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillException, PapermillExecutionError
 from traitlets.config import Config
 
-from rqlib.core import files
+from rqlib.core import files, stopping
 from rqlib.workbook import parameters, recording, report
 from rqlib.workbook.parameters import ParameterError
+
+STOPPED = os.EX_TEMPFAIL
+"""Exit code (75) of a run that was asked to stop, and goes on when it is started again."""
 
 
 def run(notebook: str | Path, out: str | Path, values: dict) -> Path:
@@ -32,6 +45,7 @@ def run(notebook: str | Path, out: str | Path, values: dict) -> Path:
     """
     checked = parameters.check(values, declared(notebook))
     failed = Path(out).with_suffix(".failed.ipynb")
+    files.sweep(Path(out).parent, Path(out).name)
     with files.atomic(out) as part:
         try:
             _execute(notebook, part, checked)
@@ -60,11 +74,8 @@ def declared(notebook: str | Path) -> dict[str, str]:
 
 
 def _execute(notebook: str | Path, out: Path, values: dict) -> None:
-    """Let papermill talk to its kernel by sockets in a private folder, so that kernels never compete for a port.
-
-    The folder is in /tmp, whatever TMPDIR says, because the path of a socket may have at most 107 letters.
-    """
-    with tempfile.TemporaryDirectory(prefix="rqlib-", dir="/tmp") as sockets:
+    """Let papermill talk to its kernel by sockets in a private folder, so that kernels never compete for a port."""
+    with _private_folder() as sockets:
         papermill.execute_notebook(
             notebook,
             out,
@@ -76,6 +87,31 @@ def _execute(notebook: str | Path, out: Path, values: dict) -> None:
             store_widget_state=False,
             config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
         )
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[str]:
+    """A folder in /tmp, whatever TMPDIR says, because the path of a socket may have at most 107 letters.
+
+    Those that killed runs of this user have left are removed.
+    """
+    for left in Path("/tmp").glob("rqlib-*"):
+        with contextlib.suppress(OSError):  # another user's, or just removed
+            if time.time() - left.stat().st_mtime > 60 and files.abandoned(left):
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="rqlib-", dir="/tmp") as folder:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # until the process ends, however it ends
+            yield folder
+        finally:
+            os.close(handle)
+
+
+def _ask_kernel_to_stop(*_) -> None:
+    """Pass the signal on: one that ends no kernel that does not listen yet."""
+    for child in psutil.Process().children():
+        child.send_signal(signal.SIGURG)
 
 
 def read_values(paths: list[str], settings: list[str]) -> dict:
@@ -125,6 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--report", metavar="HTML", help="also write the executed notebook as one offline HTML")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the kernel ends, too
+    for number in stopping.SIGNALS:
+        signal.signal(number, _ask_kernel_to_stop)
     try:
         values = read_values(given.files, given.settings)
         with recording.keeping(Path(given.out).parent.resolve()):
@@ -134,6 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ParameterError as error:
         raise SystemExit(f"{given.notebook}: {error}") from None
     except PapermillExecutionError as error:
+        if error.ename == stopping.StoppedError.__name__:
+            print(f"{given.notebook}: {error.evalue}", file=sys.stderr)
+            raise SystemExit(STOPPED) from None
         reason = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
         raise SystemExit(f"{given.notebook} {reason} (see {Path(given.out).with_suffix('.failed.ipynb')})") from None
     except DeadKernelError as error:

@@ -1,5 +1,7 @@
 """Runs of several seeds, put together: their rows one below the other, or one row per setting with mean and spread."""
 
+from pathlib import Path
+
 import pandas
 
 from rqlib.workbook import results
@@ -34,11 +36,13 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     seed). Texts and parameters tell the settings apart. The last columns say on what machine, in which precision
     and by which torch the rows were computed.
     """
-    records = results.finished(notebook)
+    records, base = results.finished(notebook), results.outputs_folder()
     parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
-    rows = results.collect(notebook)
+    rows = results.rows_of([record["folder"] for record in records], base)
+    if rows is None:
+        raise FileNotFoundError(f"expected finished runs of {notebook} with rows in {base}, found none; run it first")
     rows = rows if "seed" in rows else rows.assign(seed=0)  # 03_fit draws nothing
-    where = pandas.DataFrame([provenance(record) for record in records])
+    where = pandas.DataFrame([provenance(record, base) for record in records])
     rows = rows.merge(where, on="run", validate="many_to_one")
     numeric = [name for name in rows.select_dtypes("number") if name not in parameters]
     apart = {*numeric, *WHERE, "seed"}
@@ -52,9 +56,9 @@ def over_seeds(notebook: str) -> pandas.DataFrame:
     return table[[name for name in table if name not in last] + last]
 
 
-def provenance(record: dict) -> dict:
-    """Where a finished run was computed: run, machine, computed_in, torch."""
+def provenance(record: dict, base: Path) -> dict:
+    """Where a finished run was computed: run (its folder below ``base``), machine, computed_in, torch."""
     machine, policy = record["machine"], record["policy"]
     processor = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
-    run = record["folder"].relative_to(results.outputs_folder()).as_posix()
+    run = record["folder"].relative_to(base).as_posix()
     return {"run": run, "machine": processor, "computed_in": policy["precision"], "torch": record["versions"]["torch"]}

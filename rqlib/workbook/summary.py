@@ -61,7 +61,7 @@ def write_part(notebook: str, name: str, path: Path, command: str) -> pandas.Dat
             values = {
                 key: record["parameters"][key] for key in ("dataset", "test_images") if key in record["parameters"]
             }
-            parts.append(files.load_table(table).assign(**values, **seeds.provenance(record)))
+            parts.append(files.load_table(table).assign(**values, **seeds.provenance(record, results.outputs_folder())))
     if not parts:
         raise FileNotFoundError(f"expected finished runs of {notebook} with a table {name!r}, found none")
     whole = pandas.concat(parts, ignore_index=True).assign(command=command)

@@ -49,6 +49,30 @@ def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path, monkeypat
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_a_killed_process_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    """Two processes write; one is killed amid it."""
+    write = (
+        "import sys\nfrom rqlib.core import files\n"
+        "with files.atomic(sys.argv[1]) as part: part.write_text('half'); print('begun', flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    names = ["deep/killed.pt", "living.ipynb"]
+    killed, living = (subprocess.Popen([sys.executable, "-c", write, tmp_path / name], **pipes) for name in names)
+    assert killed.stdout.readline() == living.stdout.readline() == "begun\n"
+    killed.kill()
+    killed.communicate()
+    own = [tmp_path / name for name in (".hidden", ".config.json", ".lock")]
+    for path in own:
+        path.write_text("the user's own")
+    files.sweep(tmp_path, "living.ipynb")
+    assert len([*tmp_path.rglob(".killed*"), *tmp_path.rglob(".living*")]) == 2
+    files.sweep(tmp_path)
+    assert not list(tmp_path.rglob(".killed*"))
+    living.communicate("go on\n")
+    assert (tmp_path / "living.ipynb").read_text() == "half"
+    assert all(path.exists() for path in own)
+
+
 def test_lock_refuses_a_second_owner_and_is_freed_with_its_process(tmp_path):
     hold = f"from rqlib.core.files import lock; held = lock({str(tmp_path)!r}); print('held', flush=True); input()"
     owner = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

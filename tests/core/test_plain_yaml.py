@@ -28,6 +28,11 @@ def test_it_reads_what_yaml_reads(text):
     assert plain_yaml.load(text) == yaml.safe_load(text)
 
 
+@pytest.mark.parametrize("value", [1e-05, 3, "1e-3", "010", "1:30", "no", "", "ü {x} $(y)", [0.5, "a"], None, True])
+def test_what_it_writes_it_reads(value):
+    assert plain_yaml.load(plain_yaml.dump({"b": value, "a": value})) == {"b": value, "a": value}
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("-2E5", -2e5), ("[1.e2]", [100.0])])
 def test_powers_of_ten_are_numbers(text, value):
     assert plain_yaml.load(text) == value

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -69,9 +68,3 @@ def test_commit_and_uncommitted_changes(tmp_path, monkeypatch):
     assert provenance.commit(tmp_path) == {"commit": clean["commit"], "uncommitted_changes": True}
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
     assert provenance.commit(tmp_path) == {"commit": None, "uncommitted_changes": None}
-
-
-def test_it_needs_no_torch():
-    """The Snakefile imports it, in the process of every job."""
-    look = "import sys; from rqlib.core import provenance; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", look], check=True)

@@ -1,5 +1,8 @@
 """Every notebook runs in the graph of the Snakefile; killed and run again it leaves the same results."""
 
+import functools
+import itertools
+import json
 import os
 import re
 import shutil
@@ -10,9 +13,11 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy
 import pandas
 import pytest
 import yaml
+from PIL import Image
 
 from benchmarks import same_results
 from rqlib import workbook
@@ -67,6 +72,13 @@ def test_the_tables_of_the_graph(graph):
     assert {"dense", "lwm", "hydra", "scratch", "hydra INT_8"} <= set(pruned.method)
 
 
+def test_the_terminal_shows_one_line_per_run(graph):
+    _, said, _ = json.loads((graph / "said.json").read_text())
+    runs = [f"{path.parents[1].name} {path.parent.name}" for path in (graph / "outputs").rglob("run.json")]
+    assert sorted(line.partition(": ")[0] for line in said.splitlines()) == sorted(runs)
+    assert "Select jobs to execute" in (graph / "outputs/workbook.log").read_text(encoding="utf-8")
+
+
 def test_the_overview_shows_every_treatment_of_the_graph(graph, monkeypatch):
     monkeypatch.setenv("RQLIB_OUTPUTS", str(graph / "outputs"))
     measured = measurements.table(networks.sources(SMALL))
@@ -94,11 +106,85 @@ def test_the_graph_runs_once_and_then_nothing(graph):
     assert "Nothing to be done" in again.stderr, again.stderr[-2000:]
 
 
-def test_a_fit_waits_for_the_runs_whose_rows_it_reads(tmp_path):
-    plan = [Path(sys.executable).with_name("snakemake"), "-n", "--nolock", "--config", "preset=digits"]
-    said = command(plan, outputs=tmp_path / "outputs").stdout
-    inputs = [line for line in said.splitlines() if line.startswith("    input: notebooks/03_fit.ipynb")]
-    assert [set(re.findall(r"outputs/(\w+)/", line)) for line in inputs] == [{"02_quantize"}, {"04_generator"}]
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """(notebook, preset) -> for each of its runs the files that it waits for."""
+    outputs = tmp_path_factory.mktemp("planned") / "outputs"
+
+    @functools.cache
+    def inputs(notebook: str, preset: str, params: str = "params") -> list[list[str]]:
+        plan = [Path(sys.executable).with_name("snakemake"), "-n", "--nolock", "--config"]
+        done = command([*plan, f"preset={preset}", f"params={params}"], outputs=outputs)
+        begin = f"    input: notebooks/{notebook}.ipynb, "
+        found = [line for line in done.stdout.splitlines() if line.startswith(begin)]
+        return [
+            line.removeprefix(begin).replace(f"{outputs}/", "").split(", ") for line in found
+        ] or done.stdout + done.stderr
+
+    return inputs
+
+
+def test_a_fit_waits_for_the_runs_whose_rows_it_reads(planned):
+    found = planned("03_fit", "digits")
+    assert [{path.split("/")[0] for path in paths} for paths in found] == [{"02_quantize"}, {"04_generator"}]
+
+
+def test_an_attack_waits_for_its_network_and_four_others(planned, tmp_path):
+    """Not for every training, or hundreds of them would cost more to plan than to run."""
+    (tmp_path / "six").mkdir()
+    workflow = {
+        "01_train": [{"seed": [*range(6)]}],
+        "05_robust": [{"norm": ["Linf"]}, {"of": {"seed": 0}, "norm": ["L2"], "study": [["six-[45]"]]}],
+    }
+    for name, values in {"workflow": workflow, "01_train": {}, "05_robust": {}}.items():
+        (tmp_path / f"six/{name}.yaml").write_text(yaml.safe_dump(values))
+    found = planned("05_robust", "six", str(tmp_path))
+    seeds = sorted("".join(path.removeprefix("01_train/six-")[0] for path in paths) for paths in found)
+    assert seeds == ["01234", "0123445", "10234", "20134", "30124", "40123", "50123"]
+
+
+@pytest.mark.parametrize(
+    ("workflow", "message"),
+    [
+        ({"03_fit": [{"feature": ["a"]}, {"family": ["a"]}]}, "expected one folder per run, got .*/03_fit/wrong-a for"),
+        ({"03_fit": [{"feature": "a"}]}, "feature: expected a list of values, got 'a'"),
+        (
+            {"01_train": [{"seed": [0]}], "06_prune": [{"of": {"seed": 1}}]},
+            "expected runs of 01_train with {'seed': 1}",
+        ),
+    ],
+)
+def test_what_a_preset_may_not_say(planned, tmp_path, workflow, message):
+    (tmp_path / "wrong").mkdir()
+    for name, values in {"workflow": workflow, "01_train": {}, "03_fit": {}, "06_prune": {}}.items():
+        (tmp_path / f"wrong/{name}.yaml").write_text(yaml.safe_dump(values))
+    assert re.search(message, planned("03_fit", "wrong", str(tmp_path)))
+
+
+def test_values_and_paths_of_any_characters(tmp_path):
+    """Nothing in them is read by a shell or taken for a wildcard, and no value is cut."""
+    folder, strange = tmp_path / "a b ü", "{run} $(touch x) `touch x` '\""
+    (folder / "tiny").mkdir(parents=True)
+    images = images_of_two_classes(folder / strange / ("long" * 20))
+    workflow = {"threads": 1, "01_train": [{"dataset": [f"imagefolder:{images}"]}]}
+    shared = {"model": "SmallCNN", "epochs": 1, "precision": "float32"}
+    for name, values in {"workflow": workflow, "01_train": shared}.items():
+        (folder / f"tiny/{name}.yaml").write_text(yaml.safe_dump(values))
+    done = command(snakemake(folder), outputs=folder / "outputs")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = workbook.collect("01_train", folder / "outputs")
+    assert rows.dataset.tolist() == [f"imagefolder:{images}"]
+    assert not (ROOT / "x").exists()
+
+
+def images_of_two_classes(folder: Path) -> Path:
+    """Forty pictures of noise."""
+    for part, kind in itertools.product(("train", "test"), ("light", "dark")):
+        (folder / part / kind).mkdir(parents=True)
+        for number in range(10):
+            pixels = numpy.random.default_rng(number).integers(0, 128, (16, 16), dtype=numpy.uint8)
+            Image.fromarray(pixels + numpy.uint8(127 * (kind == "light"))).save(folder / part / kind / f"{number}.png")
+    return folder
 
 
 @pytest.mark.parametrize("notebook", STATES)

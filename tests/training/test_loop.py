@@ -117,14 +117,16 @@ def penalized() -> dict:
     [("AlexNet_BN", dict), ("SmallCNN", adversarial), ("SmallCNN", penalized)],
     ids=["dropout and average", "adversarial", "penalized"],
 )
-def test_resume_is_bit_exact(tmp_path, name, settings):
+def test_resume_is_bit_exact(tmp_path, name, settings, capsys):
     options = settings()
     whole, resumed, path = network(name), network(name), tmp_path / "training.pt"
     history = fit(whole, seed=3, **options)
     with pytest.raises(KeyboardInterrupt):
         fit(network(name), seed=3, after_epoch=interrupt, checkpoint=path, **options)
     assert len(files.load_tensors(path)["history"]) == 2
+    assert "goes on" not in capsys.readouterr().out
     again = fit(resumed, seed=3, checkpoint=path, **options)
+    assert f"goes on at epoch 3 of {len(history)}\n" in capsys.readouterr().out
     same = [column for column in history if column not in ("seconds", "images_per_second")]
     assert len(same) >= 5
     assert again[same].equals(history[same])

@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas
 import pytest
 
 from rqlib.core import files
@@ -27,6 +28,16 @@ def test_collect_and_find():
     assert [record["folder"] for record in results.finished("05_robust")] == sorted(folders)
     begun = start(seed=3).folder
     assert [record["folder"] for record in results.unfinished("05_robust")] == [begun]
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, [8.0, None]), ("eight", ["eight", 4])], ids=["missing", "mixed"])
+def test_columns_that_only_some_runs_have_or_that_hold_text_in_some(bits, expected):
+    finish(seed=0, model="SmallCNN", bits=bits)
+    finish(seed=1, model="LeNet", **({"bits": 4} if bits == "eight" else {}))
+    frame = results.collect("05_robust").sort_values("seed")
+    found = [None if pandas.isna(value) else value for value in frame.bits]
+    assert found == expected
+    assert frame.run.str.startswith("05_robust/").all()
 
 
 def test_find_takes_the_latest():

@@ -1,7 +1,10 @@
 """Batch runs: faults are said before a kernel starts; what is written is whole or named as failed."""
 
+import html
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import nbformat
 import pytest
 
 from rqlib import workbook
+from rqlib.core import plain_yaml
 from rqlib.workbook import run
 from rqlib.workbook.parameters import ParameterError
 
@@ -57,9 +61,9 @@ def test_a_whole_run_with_its_report(notebook, tmp_path):
     values, more, out = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "deep" / "out.ipynb"
     values.write_text("epochs: 9\nrate: 1e-3\n")
     more.write_text("epochs: 7\n")
-    html = tmp_path / "deep" / "out.html"
+    page = tmp_path / "deep" / "out.html"
     done = command(
-        "rqlib.workbook.run", notebook, out, "-f", values, "-f", more, "-p", "seeds=[3, 4]", "--report", html
+        "rqlib.workbook.run", notebook, out, "-f", values, "-f", more, "-p", "seeds=[3, 4]", "--report", page
     )
     assert done.returncode == 0, done.stderr
     assert "recorded" in done.stdout
@@ -71,7 +75,7 @@ def test_a_whole_run_with_its_report(notebook, tmp_path):
     assert frame.accuracy.tolist() == [0.001 * 7 * 3, 0.001 * 7 * 4]
     assert "widgets" not in nbformat.read(out, 4).metadata
     assert out.stat().st_size < 100_000
-    assert html.read_text().count("Plotly.newPlot(") >= 1
+    assert page.read_text().count("Plotly.newPlot(") >= 1
     assert sorted(path.name for path in out.parent.iterdir()) == ["out.html", "out.ipynb"]
 
 
@@ -196,6 +200,79 @@ def test_a_killed_run_leaves_no_notebook_that_looks_whole(tmp_path, victim):
     assert not out.exists()
     assert (tmp_path / "out.failed.ipynb").exists()
     wait_for_the_end(children[0])
+
+
+STOPS = """
+import time
+from rqlib.core.resumable import Resumable
+state = Resumable(run.unfinished("sum.pt"), {}, kind="sum")
+done = state.load().get("done", 0)
+print("begun at", done, flush=True)
+while done < 5:
+    time.sleep(0.5)
+    done += 1
+    state.save(done=done)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGURG])
+def test_a_run_that_is_told_to_stop_keeps_its_state_and_goes_on(tmp_path, number):
+    out = tmp_path / "out.ipynb"
+    notebook = write(tmp_path / "05_tiny.ipynb", RECORDS[0], STOPS, "run.finish(done=done)")
+    arguments = [sys.executable, "-m", "rqlib.workbook.run", str(notebook), str(out)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(arguments, **pipes)
+    while "begun at 0" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == run.STOPPED == 75
+    assert said.strip().splitlines()[-1].startswith(f"{notebook}: stopped as asked by a signal, the state is kept")
+    assert not out.exists()
+    again = command("rqlib.workbook.run", notebook, out)
+    assert again.returncode == 0, again.stderr
+    assert "begun at 0" not in again.stdout
+    assert "done = 5" in again.stdout
+
+
+def test_what_killed_runs_have_left_is_removed(tmp_path):
+    left, young = (Path(tempfile.mkdtemp(prefix="rqlib-", dir="/tmp")) for _ in range(2))
+    os.utime(left, (0, 0))
+    part = tmp_path / ".out.ipynb.0a1b2c3d.ipynb"
+    part.write_text("half")
+    try:
+        with run._private_folder() as mine:
+            os.utime(mine, (0, 0))
+            with run._private_folder():
+                assert Path(mine).exists(), "its run lives"
+        assert not left.exists()
+        assert young.exists(), "its run may just have made it"
+    finally:
+        young.rmdir()
+    notebook = write(tmp_path / "05_tiny.ipynb", "assert not epochs")
+    command("rqlib.workbook.run", notebook, tmp_path / "out.ipynb")
+    assert not part.exists()
+
+
+def test_a_run_of_the_graph_says_how_it_is_repeated_by_hand(notebook, tmp_path):
+    """From the parameters in its folder, whatever characters the folder's name holds."""
+    folder = tmp_path / "outputs" / "05_tiny" / "a ü $(touch x)"
+    values = {"rate": 1e-05, "seeds": [*range(50)]}
+    done = command("rqlib.workbook.batch", notebook, folder / "notebook.ipynb", json.dumps(values))
+    assert done.returncode == 0, done.stderr
+    by_hand = done.stdout.splitlines()[0].removeprefix("by hand: ")
+    shown = re.sub("<[^>]*>", "", (folder / "report.html").read_text())  # without the colors of words
+    assert by_hand in html.unescape(shown)
+    assert plain_yaml.load((folder / "params.yaml").read_text()) == values
+    (path,) = tmp_path.rglob("rows.parquet")
+    rows = path.read_bytes()
+    path.unlink()
+    line = shlex.split(by_hand)
+    assert line[0] == "python"
+    again = subprocess.run([sys.executable, *line[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert path.read_bytes() == rows
+    assert not (tmp_path / "x").exists()
 
 
 def wait_for_the_end(process: str) -> None:
