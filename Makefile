@@ -25,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 
 workbook: $(READY)
 	@$(BIN)/python -m rqlib.core.snakemake_lock
-	@$(BIN)/python -m rqlib.workbook.graph --cores $(CORES) --rerun-incomplete --config preset=$(PRESET)
-	@$(BIN)/python -m rqlib.workbook.overview
+	@$(BIN)/python -m rqlib.workbook.graph --cores $(CORES) --rerun-incomplete --config preset=$(PRESET); \
+	code=$$?; $(BIN)/python -m rqlib.workbook.overview && exit $$code
 
 test: $(READY)
 	$(if $(PEERS),PYTHONPATH=$(PEERS) )$(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal

@@ -26,7 +26,6 @@ OUTPUTS = os.environ.get("RQLIB_OUTPUTS", "outputs")
 WORKFLOW = plain_yaml.load((PARAMS / "workflow.yaml").read_text())
 THREADS = WORKFLOW.get("threads", 2)
 PYTHON = sys.executable
-OTHERS = 4  # so many other networks of the preset attack one that names none
 
 if set("{}") & set(OUTPUTS):
     raise ValueError(f"RQLIB_OUTPUTS={OUTPUTS!r}: expected a path without braces, which Snakemake reads as wildcards")
@@ -103,7 +102,7 @@ def settings(notebook, folder):
 def others_than(checkpoint, values):
     """The checkpoints of the first trainings on the same images, without those from modules of the user's own."""
     first = (path for path in trained_on(values.get("dataset")) if path != checkpoint)
-    return list(itertools.islice(first, OTHERS))
+    return list(itertools.islice(first, presets.MOST_OTHERS))
 
 
 @functools.cache

@@ -120,16 +120,12 @@ def _compute(function, args: tuple, kwargs: dict):
     return return_and_correct_aliasing(function, args, kwargs, out) if to and here else out
 
 
-_known = False
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())  # torch takes a name once per process
 
 
 @contextlib.contextmanager
 def present() -> Iterator[None]:
     """Inside the block there is the device ``pretend``, and it is the active one, in float32."""
-    global _known
-    if not _known:  # torch takes the name once per process
-        _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
-        _known = True
     torch.__future__.set_swap_module_params_on_conversion(True)  # so that ``model.double()`` needs no ``tensor.data``
     try:
         with _Dispatch(), runtime.using(NAME, "float32"):

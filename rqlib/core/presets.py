@@ -5,6 +5,9 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+MOST_OTHERS = 4
+"""So many other networks attack one in `05_robust` that names none."""
+
 LONGEST_NAME = 180
 """Characters of a folder's name; file systems take 255 bytes."""
 

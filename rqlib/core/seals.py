@@ -25,8 +25,10 @@ def seal(path: str | Path) -> None:
     """Write the digest of a file over the zeros of `BLANK` in it."""
     with Path(path).open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start, digest = content.rfind(BLANK) + len(BEFORE), hashlib.sha256(content).hexdigest()
-        file.seek(start)
+            start, digest = content.rfind(BLANK), hashlib.sha256(content).hexdigest()
+        if start < 0:
+            raise ValueError(f"{path}: expected room for a digest (seals.BLANK), found none; nothing was changed")
+        file.seek(start + len(BEFORE))
         file.write(digest.encode())
 
 

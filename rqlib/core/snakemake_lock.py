@@ -31,6 +31,8 @@ def release_if_stale() -> None:
     locks = Path(".snakemake/locks")
     if not locks.is_dir() or not any(locks.iterdir()) or not OWNER.is_file():
         return
+    if max(lock.stat().st_mtime for lock in locks.iterdir()) > OWNER.stat().st_mtime:
+        return  # of a Snakemake that has not noted yet that it runs
     owner = json.loads(OWNER.read_text())
     if owner["host"] == socket.gethostname() and not _lives(owner):
         shutil.rmtree(locks)
@@ -39,7 +41,7 @@ def release_if_stale() -> None:
 
 def _lives(owner: dict) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(owner["process"]).create_time() == owner["began"]
+        return abs(psutil.Process(owner["process"]).create_time() - owner["began"]) < 2  # seconds; a clock may be set
     return False
 
 

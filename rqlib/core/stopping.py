@@ -14,8 +14,10 @@ class StoppedError(RuntimeError):
 
 
 def listen() -> None:
-    """From now on a signal (`SIGNALS`) asks this process to stop. Outside the main thread nothing changes."""
-    _asked.clear()
+    """From now on a signal (`SIGNALS`) asks this process to stop. Outside the main thread nothing changes.
+
+    A request that came before stays, unless it was answered (`stop_if_asked`).
+    """
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, lambda *_: _asked.set())
@@ -28,4 +30,5 @@ def stop_if_asked() -> None:
         StoppedError: it was.
     """
     if _asked.is_set():
+        _asked.clear()
         raise StoppedError("stopped as asked by a signal, the state is kept; run it again, and it goes on from there")

@@ -74,26 +74,28 @@ def _era(network: nn.Module, plan: Plan, state: str) -> float:
     return measures.era(network, *plan.images.test, ball=plan.ball, **plan.era, checkpoint=path)
 
 
-def verdict(scored: DataFrame, *, points: float = 0.05) -> str:
-    """One sentence: the smallest pruned network whose robust accuracy is within so many points of the dense one.
+def verdict(scored: DataFrame, images: int, *, loss: float = 0.05) -> str:
+    """One sentence: the smallest pruned network that loses little accuracy, both clean and under attack.
 
     Args:
         scored: of `score`.
-        points: as a fraction of all images.
+        images: so many were scored.
+        loss: may be lost, as a fraction of all images.
     """
     dense = scored[scored.method == "dense"].iloc[0]
     pruned = scored[scored.method != "dense"].sort_values(["kept", "robust_accuracy"], ascending=[True, False])
-    enough = pruned[pruned.robust_accuracy >= dense.robust_accuracy - points]
+    near = [pruned[name] >= dense[name] - loss for name in ("clean_accuracy", "robust_accuracy")]
+    enough = pruned[near[0] & near[1]]
     before = f"before pruning: {dense.clean_accuracy:.1%} and {dense.robust_accuracy:.1%}"
     if len(enough):
         best = enough.iloc[0]
         return (
             f"{best.kept:.3g} of the weights are enough: chosen by {best.method}, the network is right on "
-            f"{best.clean_accuracy:.1%} of the images, and on {best.robust_accuracy:.1%} under attack ({before})."
+            f"{best.clean_accuracy:.1%} of {images} images, and on {best.robust_accuracy:.1%} under attack ({before})."
         )
     best = pruned.loc[pruned.robust_accuracy.idxmax()]
     return (
-        f"No pruned network stays within {100 * points:g} points of the robust accuracy; the best, {best.method} with "
-        f"{best.kept:.3g} of the weights, is right on {best.clean_accuracy:.1%}, and on {best.robust_accuracy:.1%} "
-        f"under attack ({before})."
+        f"No pruned network stays within {100 * loss:g} points of the dense one, clean and under attack; the most "
+        f"robust, {best.method} with {best.kept:.3g} of the weights, is right on {best.clean_accuracy:.1%} of {images} "
+        f"images, and on {best.robust_accuracy:.1%} under attack ({before})."
     )

@@ -27,13 +27,13 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(out).parent
     files.save_text(folder / "params.yaml", plain_yaml.dump(json.loads(values)))
     print(f"by hand: {report.command(notebook, out)}", flush=True)
-    try:
+    try:  # what is printed after it begins a line of its own, because a progress bar may stand there
         run.main([notebook, out, "-f", str(folder / "params.yaml"), "--report", str(folder / "report.html")])
     except SystemExit as stop:
-        print(f"{MARK}{stop.code if isinstance(stop.code, str) else f'{folder} was stopped'}", flush=True)
+        print(f"\n{MARK}{stop.code if isinstance(stop.code, str) else f'{folder} was stopped'}", flush=True)
         raise
     if (folder / "run.json").is_file():  # a notebook without a `workbook.Run` leaves none
-        print(f"{MARK}{in_a_line(folder)}", flush=True)
+        print(f"\n{MARK}{in_a_line(folder)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ All that Snakemake and the notebooks print goes to ``workbook.log`` in the folde
 """
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ def run(options: list[str], log: Path) -> int:
     with (
         log.open("w", encoding="utf-8") as kept,
         subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace") as process,
-        tqdm(unit="run", bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} runs, {remaining} left", leave=False) as bar,
+        tqdm(bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} steps, {remaining} left", leave=False) as bar,
     ):
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # so that Snakemake ends its runs
         for line in process.stdout:
             kept.write(line)
             kept.flush()
@@ -43,7 +45,7 @@ def run(options: list[str], log: Path) -> int:
 
 
 def main(options: list[str] | None = None) -> None:
-    """The command line: the exit code is Snakemake's."""
+    """The command line; the exit code is 1 if a run has not finished."""
     log = results.outputs_folder() / "workbook.log"
     try:
         code = run(sys.argv[1:] if options is None else options, log)

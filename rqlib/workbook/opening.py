@@ -10,7 +10,7 @@ import pandas
 from torch import nn
 
 from rqlib import defenses, models  # noqa: F401 - so that checkpoints of defended networks can be opened
-from rqlib.core import files, runtime, vocabulary
+from rqlib.core import files, presets, runtime, vocabulary
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.data import ImageDataset
 from rqlib.models import checkpoints, conventions
@@ -18,9 +18,6 @@ from rqlib.models.weights import load_weights
 from rqlib.workbook import chance, parameters, results
 from rqlib.workbook.chance import Score
 from rqlib.workbook.choices import KINDS, NAMED
-
-MOST_OTHERS = 4
-"""So many networks are compared with if none are named."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def others(about: About, images: ImageDataset, named: list[str] | None = None) -
         named: paths of their checkpoints; by default those of the first four finished runs of `01_train` on
             these images, without the opened one.
     """
-    paths = named or _trusted(_finished(images.name, without=about.path)[:MOST_OTHERS], about.model, images)
+    paths = named or _trusted(_finished(images.name, without=about.path)[: presets.MOST_OTHERS], about.model, images)
     found = [_of_checkpoint(Path(path), images, "", about.model) for path in paths]
     return {f"{number}. {other.model}, {other.objective}": opened for number, (opened, other) in enumerate(found, 1)}
 

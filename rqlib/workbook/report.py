@@ -151,7 +151,7 @@ def _figure(figure: dict) -> str:
     width = parts.setdefault("layout", {}).get("width")
     height = parts["layout"].get("height", 480)
     style = f"height: {height}px;" + (f" max-width: {width}px" if width else "")
-    written = json.dumps(parts).replace("</", "<\\/")
+    written = json.dumps(parts).replace("<", "\\u003c")
     return (
         f'<div class="figure" style="{style}"><div class="plotly-graph-div" style="height: {height}px"></div>'
         f'<script type="application/json">{written}</script></div>'

@@ -41,7 +41,7 @@ def readable(html: str) -> str:
     soup = BeautifulSoup(html, "html.parser")
     for style in soup.find_all("style", attrs={"scoped": True}):
         style.decompose()
-    for table in soup.find_all("table"):
+    for table in [one for one in soup.find_all("table") if one.thead and one.tbody]:
         _name_index(table)
         _drop_row_numbers(table)
         for cell in table.thead.find_all("th"):

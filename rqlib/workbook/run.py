@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -29,6 +30,9 @@ from traitlets.config import Config
 from rqlib.core import files, stopping
 from rqlib.workbook import parameters, recording, report
 from rqlib.workbook.parameters import ParameterError
+
+SOCKETS = "rqlib-sockets-"
+"""How the names of the folders in /tmp begin in which a run and its kernel meet."""
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code (75) of a run that was asked to stop, and goes on when it is started again."""
@@ -95,11 +99,13 @@ def _private_folder() -> Iterator[str]:
 
     Those that killed runs of this user have left are removed.
     """
-    for left in Path("/tmp").glob("rqlib-*"):
-        with contextlib.suppress(OSError):  # another user's, or just removed
-            if time.time() - left.stat().st_mtime > 60 and files.abandoned(left):
+    for left in Path("/tmp").glob(f"{SOCKETS}????????"):
+        with contextlib.suppress(OSError):  # just removed
+            found = left.lstat()
+            is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if is_own and time.time() - found.st_mtime > 60 and files.abandoned(left):
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix="rqlib-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix=SOCKETS, dir="/tmp") as folder:
         handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)  # until the process ends, however it ends
@@ -111,7 +117,8 @@ def _private_folder() -> Iterator[str]:
 def _ask_kernel_to_stop(*_) -> None:
     """Pass the signal on: one that ends no kernel that does not listen yet."""
     for child in psutil.Process().children():
-        child.send_signal(signal.SIGURG)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            child.send_signal(signal.SIGURG)
 
 
 def read_values(paths: list[str], settings: list[str]) -> dict:

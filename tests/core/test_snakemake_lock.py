@@ -1,6 +1,7 @@
 """The lock of a Snakemake that has been killed goes; that of a living one, or of another machine, stays."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -37,6 +38,15 @@ def test_only_a_lock_whose_process_has_ended_goes(locks, capsys, change, stays):
     snakemake_lock.release_if_stale()
     assert locks.exists() == stays
     assert capsys.readouterr().out.startswith("unlocked: " if not stays else "")
+
+
+def test_a_lock_newer_than_what_is_known_of_its_owner_stays(locks):
+    snakemake_lock.own()
+    owner = json.loads(snakemake_lock.OWNER.read_text())
+    snakemake_lock.OWNER.write_text(json.dumps(owner | {"began": 1.0}))
+    os.utime(snakemake_lock.OWNER, (0, 0))
+    snakemake_lock.release_if_stale()
+    assert locks.exists()
 
 
 def test_without_a_lock_or_a_known_owner_nothing_happens(locks):

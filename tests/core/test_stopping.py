@@ -30,8 +30,10 @@ def test_it_stops_after_the_state_is_kept(tmp_path, number):
     assert state.load() == {"epoch": 2}
 
 
-def test_who_listens_anew_was_not_asked(tmp_path):
+def test_a_request_is_answered_once_also_by_who_listens_later():
     stopping.listen()
     os.kill(os.getpid(), signal.SIGUSR1)
     stopping.listen()
+    with pytest.raises(stopping.StoppedError):
+        stopping.stop_if_asked()
     stopping.stop_if_asked()

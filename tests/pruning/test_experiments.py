@@ -248,8 +248,10 @@ def test_new_networks_are_of_the_kind_that_is_pruned(plan):
 def test_a_sentence_says_how_few_weights_are_enough():
     rows = [("dense", 1.0, 0.98, 0.8), ("lwm", 0.1, 0.9, 0.74), ("hydra", 0.1, 0.95, 0.78), ("lwm", 0.01, 0.3, 0.1)]
     scored = pandas.DataFrame(rows, columns=["method", "kept", "clean_accuracy", "robust_accuracy"])
-    said = pruning.verdict(scored)
-    assert said.startswith("0.1 of the weights are enough: chosen by hydra, the network is right on 95.0%")
+    said = pruning.verdict(scored, 150)
+    assert said.startswith("0.1 of the weights are enough: chosen by hydra, the network is right on 95.0% of 150")
     assert said.endswith("78.0% under attack (before pruning: 98.0% and 80.0%).")
-    none = pruning.verdict(scored[scored.kept != 0.1])
-    assert none.startswith("No pruned network stays within 5 points of the robust accuracy; the best, lwm with 0.01")
+    none = pruning.verdict(scored[scored.kept != 0.1], 150)
+    assert none.startswith("No pruned network stays within 5 points of the dense one, clean and under attack; the most")
+    collapsed = scored.assign(robust_accuracy=0.1)
+    assert "0.1 of the weights are enough: chosen by hydra" in pruning.verdict(collapsed, 150), "0.01 guesses"

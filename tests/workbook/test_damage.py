@@ -155,3 +155,10 @@ def test_files_without_a_digest_are_still_read(tmp_path, name):
     write(tmp_path / name)
     assert read(tmp_path / name) == expected
     assert not seals.check(shutil.copy(tmp_path / name, tmp_path / "copy"))
+
+
+def test_what_has_no_room_for_a_digest_is_not_changed(tmp_path):
+    (tmp_path / "file").write_bytes(b"a" * 300)
+    with pytest.raises(ValueError, match="expected room for a digest"):
+        seals.seal(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"a" * 300

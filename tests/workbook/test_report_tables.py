@@ -70,3 +70,8 @@ def test_styled_tables_keep_their_colors():
 
 def test_what_is_no_table_of_pandas_stays_as_it_is():
     assert report_tables.readable("<table><td>NaN</td></table>") == "<table><td>NaN</td></table>"
+
+
+def test_tables_without_a_head_or_a_body_stay_as_they_are():
+    odd = "<table><tr><td>a_b</td></tr></table><table><thead><tr><th>a_b</th></tr></thead></table>"
+    assert report_tables.readable(odd) == odd

@@ -236,7 +236,7 @@ def test_a_run_that_is_told_to_stop_keeps_its_state_and_goes_on(tmp_path, number
 
 
 def test_what_killed_runs_have_left_is_removed(tmp_path):
-    left, young = (Path(tempfile.mkdtemp(prefix="rqlib-", dir="/tmp")) for _ in range(2))
+    left, young = (Path(tempfile.mkdtemp(prefix="rqlib-sockets-", dir="/tmp")) for _ in range(2))
     os.utime(left, (0, 0))
     part = tmp_path / ".out.ipynb.0a1b2c3d.ipynb"
     part.write_text("half")

@@ -87,9 +87,13 @@ def attacks(source: Source, by_run: dict) -> Iterator[dict]:
         for found in each(source, FLOAT, FLOAT, within=within, how=row["attack"], **{metric: row["accuracy"]}):
             yield found | known
     few = source.images(values.get("test_images"), values.get("quantized_images"))
-    for row in source.table("quantized"):
-        kind, name = (FLOAT, FLOAT) if row["format"] in (FP32, FLOAT) else (FORMAT, row["format"])
+    quantized = source.table("quantized")
+    whole = next((row for row in quantized if row["format"] == FP32), {})
+    for row in quantized:
+        kind, name = (FLOAT, FLOAT) if row["format"] == FP32 else (FORMAT, row["format"])
         figures = {"clean": row["clean"], "robust": row["minimum"]}
+        if kind == FORMAT:
+            figures |= {"float_clean": whole.get("clean"), "float_robust": whole.get("minimum")}
         yield from each(source, kind, name, images=few, within=within, how="three attacks", **figures)
     for row in source.table("proved"):
         yield from proved(source, FLOAT, FLOAT, row, source.images(values.get("certified_images")))

@@ -45,12 +45,20 @@ def _fitting(images: float, share: float) -> float:
     return images if images == images and abs(hits - round(hits)) < 0.01 else nan
 
 
-def proved(source: Source, kind: str, treatment: str, row: dict, images: float) -> Iterator[dict]:
-    """At one radius: accuracy, that under PGD, and the share of images that the best of the bounds proves."""
+def proved(
+    source: Source, kind: str, treatment: str, row: dict, images: float, whole: dict | None = None
+) -> Iterator[dict]:
+    """At one radius: accuracy, that under PGD, and the share of images that the best of the bounds proves.
+
+    ``whole`` is the row of the float network at this radius, on the same images.
+    """
     where = {"images": images, "within": ball(row["epsilon_255"])}
-    yield from each(source, kind, treatment, clean=row["clean"], images=images)
+    clean, robust = {"clean": row["clean"]}, {"robust": row["PGD"]}
+    if whole:
+        clean, robust = clean | {"float_clean": whole["clean"]}, robust | {"float_robust": whole["PGD"]}
+    yield from each(source, kind, treatment, images=images, **clean)
     if row["epsilon_255"] == source.parameters.get("epsilon_255"):
-        yield from each(source, kind, treatment, robust=row["PGD"], how="PGD-50", **where)
+        yield from each(source, kind, treatment, how="PGD-50", **robust, **where)
     shares = {name: row[name] for name in BOUNDS if row.get(name) is not None}
     if shares:
         best = max(shares, key=shares.get)

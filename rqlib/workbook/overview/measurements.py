@@ -1,5 +1,6 @@
 """What was measured, from the tables of every notebook: one table with one row per figure."""
 
+import warnings
 from collections.abc import Iterable
 
 from pandas import DataFrame
@@ -39,6 +40,10 @@ def table(sources: Iterable[Source]) -> DataFrame:
         notebook = source.record["notebook"]
         where = {"report": source.report, "started": source.record["started"]}
         if source.network or notebook == "03_fit":
-            rows += [row | where for row in ADAPTERS[notebook](source, by_run)]
+            try:
+                rows += [row | where for row in ADAPTERS[notebook](source, by_run)]
+            except (KeyError, TypeError, IndexError) as error:
+                lacks = f"expected tables as {notebook} writes them today, got none with {error}"
+                warnings.warn(f"run left out: {source.folder}: {lacks}; run it again", stacklevel=2)
     frame = DataFrame(rows, columns=[*COLUMNS, "report", "started"])
     return frame[frame.value.notna()].astype({"value": float, "images": float, "low": float, "high": float})

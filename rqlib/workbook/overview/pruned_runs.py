@@ -36,10 +36,14 @@ def pruning(source: Source, by_run: dict) -> Iterator[dict]:
             figures["bits"] = found["bits"]
         yield from each(source, kind, treatment, images=images, **figures)
     few = source.images(values.get("test_images"), values.get("certified_images"))
-    for row in source.table("certified"):
+    certified = source.table("certified")
+    plain = [row for row in certified if (row["method"], row["format"]) == ("dense", certificates.FLOAT)]
+    dense_at = {row["epsilon_255"]: row for row in plain}
+    for row in certified:
         form = "" if row["format"] == certificates.FLOAT else f" {row['format']}"
         kind, treatment = _treatment(source, row | {"method": row["method"] + form})
-        yield from proved(source, kind, treatment, row, few)
+        whole = None if kind == FLOAT else dense_at.get(row["epsilon_255"])
+        yield from proved(source, kind, treatment, row, few, whole)
     yield from _proved_by_noise(source, rows)
 
 

@@ -1,6 +1,7 @@
 """What the figures of one network say, in words: three paragraphs made by rules.
 
-A difference of two accuracies counts only if its 95% interval excludes 0 (`differ`). The float network is compared on
+A difference of two accuracies counts only if its 95% interval excludes 0 (`differ`). A treatment costs nothing only if
+it is not measurably worse and not more than `SMALL` below (`keeps`). The float network is compared on
 the same images where that is known. What was not measured is said to be so.
 """
 
@@ -13,6 +14,9 @@ from rqlib.workbook.overview.treatments import Section
 
 HALF = 0.5
 """A network withstands an attack if more than this share of all images does, by the lower end of the interval."""
+SMALL = 0.02
+"""A loss of up to two points that may be chance is called none; a larger one that may be chance is left undecided."""
+UNDECIDED = "can it be told that it costs nothing: there are too few images or seeds"
 MOST_NAMED = 3
 """Up to so many treatments that withstand it are named; of more than that there is a number."""
 
@@ -45,6 +49,15 @@ def differ(one: dict, other: dict, metric: str) -> int | None:
     if isnan(difference + reach):
         return None
     return 0 if abs(difference) <= reach else int(copysign(1, difference))
+
+
+def keeps(row: dict, whole: dict, metric: str) -> bool | None:
+    """Whether a treatment costs nothing: False for a measurable loss, None if that cannot be told."""
+    whole = on_the_same(row, whole)
+    verdict = differ(row, whole, metric)
+    if verdict == 0 and whole[metric] - row[metric] > SMALL:
+        return None
+    return None if verdict is None else verdict >= 0
 
 
 def on_the_same(row: dict, whole: dict) -> dict:
@@ -88,22 +101,19 @@ def _quantized(section: Section) -> list[str]:
     whole, rows = section.float_row, _rows(section, FORMAT, MIX) or _rows(section, UNSEEN)
     if not rows or isnan(whole.get("clean", nan)):
         return ["No number format was measured (notebook 02_quantize)."]
-    verdicts = [(row, differ(row, on_the_same(row, whole), "clean")) for row in rows]
-    if all(verdict is None for _, verdict in verdicts):
-        return ["Whether a number format costs accuracy cannot be told: too few intervals are known."]
-    said = [
-        _int8(row, verdict, whole) for row, verdict in verdicts if row["treatment"] == "INT_8" and verdict is not None
-    ]
-    harmless = [row for row, verdict in verdicts if verdict is not None and verdict >= 0]
-    if not harmless:
-        return [*said, "Every format costs accuracy."]
+    verdicts = [(row, keeps(row, whole, "clean")) for row in rows]
+    said = [_int8(row, whole) for row in rows if row["treatment"] == "INT_8"]
+    harmless = [row for row, kept in verdicts if kept]
     for best in [row for row in _smallest(harmless)[:1] if row["treatment"] != "INT_8"]:
         size = _times(whole, best)
         said.append(
             f"The smallest that costs nothing measurable is {best['treatment']} ({_beside(best, whole)}{size})."
         )
-    worse = [row for row, verdict in verdicts if verdict == -1]
-    if worse:
+    if not harmless:
+        all_lose = all(kept is False for _, kept in verdicts)
+        said.append("Every format costs accuracy." if all_lose else f"Of no format {UNDECIDED}.")
+    worse = [row for row, kept in verdicts if kept is False]
+    if worse and harmless:
         worst = max(worse, key=lambda row: row["clean"])
         points = 100 * (on_the_same(worst, whole)["clean"] - worst["clean"])
         counted = f"formats that lose accuracy: {len(worse)} of {len(rows)}"
@@ -111,10 +121,16 @@ def _quantized(section: Section) -> list[str]:
     return said
 
 
-def _int8(row: dict, verdict: int, whole: dict) -> str:
+def _int8(row: dict, whole: dict) -> str:
     images = f" on {row['clean_images']:.0f} images" if row.get("clean_images", nan) > 0 else ""
-    words = {0: "changes nothing measurable", -1: "costs accuracy", 1: "gains accuracy"}[verdict]
-    return f"INT_8 {words}: {_beside(row, whole)}{images}{_times(whole, row)}."
+    verdict = "undecided" if keeps(row, whole, "clean") is None else differ(row, on_the_same(row, whole), "clean")
+    words = {
+        0: "changes nothing measurable",
+        -1: "costs accuracy",
+        1: "gains accuracy",
+        "undecided": "may cost accuracy",
+    }
+    return f"INT_8 {words[verdict]}: {_beside(row, whole)}{images}{_times(whole, row)}."
 
 
 def _predicted(rows: DataFrame) -> str:
@@ -137,11 +153,8 @@ def _smaller(section: Section) -> list[str]:
     whole, rows = section.float_row, _rows(section, PRUNED, JOINT)
     if not rows or isnan(whole.get("clean", nan)):
         return ["Nothing was pruned (notebook 06_prune)."]
-    beside = [(row, on_the_same(row, whole)) for row in rows]
-    verdicts = [(row, *(differ(row, same, metric) for metric in ("clean", "robust"))) for row, same in beside]
-    if all(clean is None for _, clean, _ in verdicts):
-        return ["Whether pruning costs accuracy cannot be told: too few intervals are known."]
-    harmless = [row for row, clean, robust in verdicts if clean in (0, 1) and robust in (0, 1, None)]
+    verdicts = [(row, _keeps_both(row, whole)) for row in rows]
+    harmless = [row for row, kept in verdicts if kept]
     if harmless:
         best = (_smallest(harmless) or harmless)[0]
         said = f"The smallest that loses nothing measurable is {best['treatment']}: {_both(best, whole)}"
@@ -150,8 +163,18 @@ def _smaller(section: Section) -> list[str]:
             f"Networks that lose nothing measurable: {len(harmless)} of {len(rows)}.",
         ]
     best = max(rows, key=lambda row: row["clean"])
-    lost = "accuracy or robustness" if any(clean in (0, 1) for _, clean, _ in verdicts) else "accuracy"
-    return [f"Every smaller network loses {lost}; the most accurate is {best['treatment']}: {_both(best, whole)}."]
+    nearest = f"the most accurate is {best['treatment']}: {_both(best, whole)}"
+    if any(kept is None for _, kept in verdicts):
+        return [f"Of no smaller network {UNDECIDED}; {nearest}."]
+    lost = "accuracy" if all(keeps(row, whole, "clean") is False for row in rows) else "accuracy or robustness"
+    return [f"Every smaller network loses {lost}; {nearest}."]
+
+
+def _keeps_both(row: dict, whole: dict) -> bool | None:
+    """As `keeps`, of accuracy and, where the network was attacked, of accuracy under attack."""
+    metrics = ["clean"] if isnan(row.get("robust", nan)) else ["clean", "robust"]
+    each = [keeps(row, whole, metric) for metric in metrics]
+    return False if False in each else all(each) or None
 
 
 def _both(row: dict, whole: dict) -> str:
@@ -165,10 +188,10 @@ def _without_channels(section: Section) -> list[str]:
     if not rows or isnan(whole.get("clean", nan)):
         return ["No channels were removed."]
     row, whole = rows[0], on_the_same(rows[0], whole)
-    verdict = differ(row, whole, "clean")
+    verdict = keeps(row, whole, "clean")
     fewer = whole.get("macs", nan) / row.get("macs", nan)
     operations = "" if isnan(fewer) else f", with {fewer:.1f} times fewer operations"
-    words = {0: "can go", 1: "can go", -1: "cannot go without a loss", None: "are gone; the loss has no interval"}
+    words = {True: "can go", False: "cannot go without a loss", None: "are gone; whether that costs accuracy is open"}
     return [f"Half of the channels {words[verdict]}: {_beside(row, whole)}{operations}."]
 
 

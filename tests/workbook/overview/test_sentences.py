@@ -64,6 +64,15 @@ def test_formats_the_smallest_that_is_free_and_the_mildest_that_is_not():
     assert "The least measurable loss is 8.0 points, of INT_3 (formats that lose accuracy: 2 of 4)." in found
 
 
+def test_a_large_loss_that_may_be_chance_is_not_called_none():
+    few = {"clean_low": 0.6, "clean_high": 1.0, "robust_low": 0.0, "robust_high": 1.0}
+    found = said(row(FORMAT, "INT_4", clean=0.8) | few, row(PRUNED, "lwm, 10%", clean=0.8, robust=0.05) | few)
+    assert "Of no format can it be told that it costs nothing: there are too few images or seeds." in found[QUANTIZED]
+    assert "Of no smaller network can it be told that it costs nothing" in found[SMALLER]
+    mixed = said(row(FORMAT, "INT_8", clean=0.9), row(FORMAT, "INT_4", images=float("nan"), clean=0.5))[QUANTIZED]
+    assert "Every format" not in mixed
+
+
 def test_the_float_network_is_compared_on_the_same_images():
     low, high = measures.wilson(0.9, 100)
     same = {"float_clean": 0.9, "float_clean_low": low, "float_clean_high": high}
@@ -75,8 +84,8 @@ def test_without_intervals_nothing_is_claimed():
     found = said(
         row(FORMAT, "INT_8", images=float("nan"), clean=0.5), row(PRUNED, "lwm", images=float("nan"), clean=0.5)
     )
-    assert "cannot be told: too few intervals are known" in found[QUANTIZED]
-    assert "cannot be told: too few intervals are known" in found[SMALLER]
+    assert "INT_8 may cost accuracy: 50.0% beside 98.0%. Of no format can it be told" in found[QUANTIZED]
+    assert "Of no smaller network can it be told" in found[SMALLER]
 
 
 def test_predictions_beside_measurements():

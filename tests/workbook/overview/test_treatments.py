@@ -129,3 +129,11 @@ def test_a_damaged_table_is_named(outputs):
     (outputs / made_up.NATURAL / "rows.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(ValueError, match=r"rows\.parquet: not a whole table .*; remove it"):
         sections()
+
+
+def test_a_run_whose_tables_are_of_another_kind_is_left_out_by_name(outputs):
+    made_up.train(outputs)
+    made_up.write(outputs, "02_quantize/old", {"dataset": "digits"}, [{"images": "digits", "model": "SmallCNN",
+                  "width": 1.0, "float_accuracy": 0.98, "format": "INT_8", "accuracy": 0.9}])  # fmt: skip
+    with pytest.warns(UserWarning, match="run left out: .*02_quantize/old: .* got none with 'coded_bits'"):
+        assert len(sections()) == 1
