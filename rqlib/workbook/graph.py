@@ -30,7 +30,9 @@ def run(options: list[str], log: Path) -> int:
     with (
         log.open("w", encoding="utf-8") as kept,
         subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace") as process,
-        tqdm(bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} steps, {remaining} left", leave=False) as bar,
+        tqdm(
+            disable=None, bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} steps, {remaining} left", leave=False
+        ) as bar,
     ):
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())  # so that Snakemake ends its runs
         for line in process.stdout:
