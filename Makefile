@@ -17,11 +17,12 @@ export PYTHONUNBUFFERED := 1
 venv: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@echo "installing into $(VENV): some minutes"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[workflow,figures,onnx,test]'
-	touch $(READY)
+	@echo "installing into $(VENV), some minutes; pip writes to $(VENV)/install.log"
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --upgrade pip && \
+	$(BIN)/python -m pip install -c constraints.txt -e '.[workflow,figures,onnx,test]'; } > $(VENV)/install.log 2>&1 || \
+	{ tail -20 $(VENV)/install.log; exit 1; }
+	@touch $(READY)
 
 workbook: $(READY)
 	@$(BIN)/python -m rqlib.core.snakemake_lock

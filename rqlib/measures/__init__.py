@@ -2,7 +2,7 @@
 
 from rqlib.measures.cost import latency, profile, storage, totals, weight_count
 from rqlib.measures.evaluate import accuracy, confusion, correct, era, logits, transfer_matrix
-from rqlib.measures.significance import holm, paired_tests, wilson
+from rqlib.measures.significance import holm, paired_tests, student, wilson
 
 __all__ = [
     "accuracy",
@@ -15,6 +15,7 @@ __all__ = [
     "paired_tests",
     "profile",
     "storage",
+    "student",
     "totals",
     "transfer_matrix",
     "wilson",

@@ -4,6 +4,7 @@ The unit is the seed: two variants of one seed begin with the same weights and s
 are no replicates: with 10 seeds at 4 radii taken for 40 pairs, 21% of tests of no effect come out below 5%.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -147,6 +148,11 @@ def _check(rows: DataFrame, baseline: str, keys: list[str], metric: str) -> None
     if len(twice):
         which = ", ".join(f"{name} {twice.iloc[0][name]}" for name in keys)
         raise ValueError(f"expected one row per {', '.join(keys)}, got two of {which}")
+
+
+def student(values, *, level: float = 0.95) -> float:
+    """Half the width of Student's interval of the mean of n values, t s / sqrt(n); NaN for a single one."""
+    return stats.t.ppf(0.5 + level / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else math.nan
 
 
 def wilson(share, count, *, level: float = 0.95):

@@ -4,12 +4,12 @@ import functools
 import math
 
 import plotly.graph_objects as go
-import scipy.stats
 import torch
 from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from rqlib import measures
 from rqlib.certification.cascade import LADDER
 from rqlib.certification.figures import smoothed_accuracy as smoothed_accuracy
 from rqlib.core import plots
@@ -55,9 +55,7 @@ def _before(accuracy: float, along: Series, *, showlegend: bool) -> go.Scatter:
 
 def mean_over_seeds(rows: DataFrame, score: str) -> DataFrame:
     """One row per kept fraction: kept, mean, half (of the 95% t interval, NaN for one seed), count (of seeds)."""
-    found = rows.groupby("kept")[score].agg(["mean", "std", "count"]).reset_index()
-    reach = [scipy.stats.t.ppf(0.975, n - 1) if n > 1 else math.nan for n in found["count"]]
-    return found.assign(half=reach * found["std"] / found["count"] ** 0.5)[["kept", "mean", "half", "count"]]
+    return rows.groupby("kept")[score].agg(mean="mean", half=measures.student, count="count").reset_index()
 
 
 def _line(found: DataFrame, method: str, *, showlegend: bool) -> go.Scatter:

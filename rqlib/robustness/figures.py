@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from pandas import DataFrame
 from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
-from scipy import stats
 from torch import Tensor, nn
 
 from rqlib import measures
@@ -243,9 +242,7 @@ def _by_variant(rows: DataFrame):
 
 def _mean_and_half(values) -> tuple[float, float | None]:
     """Mean over seeds, and half of its 95% interval (Student); None with one seed."""
-    count = len(values)
-    half = stats.t.ppf(0.975, count - 1) * values.std() / count**0.5 if count > 1 else None
-    return values.mean(), half
+    return values.mean(), measures.student(values) if len(values) > 1 else None
 
 
 def _stars(tests: DataFrame, column: str, variant: str, radius: float) -> str:

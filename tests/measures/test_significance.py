@@ -1,5 +1,6 @@
 """Paired tests: hand-computed figures, scipy, and what is said where no test is possible."""
 
+import math
 import re
 import warnings
 
@@ -8,7 +9,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from rqlib.measures import holm, paired_tests, wilson
+from rqlib.measures import holm, paired_tests, student, wilson
 
 BASE = (0.40, 0.42, 0.38, 0.41, 0.39)
 A = (0.43, 0.44, 0.42, 0.43, 0.44)
@@ -160,3 +161,11 @@ def test_wilson_is_scipys_interval_and_takes_whole_columns():
     for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
         expected = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
         assert (low[row], high[row]) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_student_is_scipys_interval_of_the_mean():
+    values = [0.7, 0.72, 0.69, 0.74]
+    low, high = stats.t.interval(0.9, 3, numpy.mean(values), stats.sem(values))
+    assert numpy.mean(values) + student(values, level=0.9) == pytest.approx(high)
+    assert numpy.mean(values) - student(values, level=0.9) == pytest.approx(low)
+    assert math.isnan(student([0.7]))

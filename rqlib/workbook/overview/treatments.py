@@ -5,7 +5,6 @@ from math import nan
 
 import numpy
 import pandas
-import scipy.stats
 from pandas import DataFrame
 
 from rqlib import measures
@@ -93,9 +92,9 @@ def _interval(each: DataFrame) -> tuple[float, float]:
     if metric in ("bits", "macs"):
         return nan, nan
     if len(values) > 1 and numpy.ptp(values) > 0:
-        spread = scipy.stats.sem(values)
-        low, high = scipy.stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), spread)
-        return max(low, 0.0), high if metric == "milliseconds" else min(high, 1.0)
+        reach = measures.student(values, level=CONFIDENCE)
+        high = values.mean() + reach
+        return max(values.mean() - reach, 0.0), high if metric == "milliseconds" else min(high, 1.0)
     if each.low.notna().all():
         return each.low.mean(), each.high.mean()
     return measures.wilson(values.mean(), each.images.min(), level=CONFIDENCE)
