@@ -12,8 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("slow machines", deadline=None)
 hypothesis.settings.load_profile("slow machines")
 
-from tests import pretend_gpu  # noqa: E402, F401 - the first backward of a process notes which devices there are
-
 
 @pytest.fixture(autouse=True)
 def float32():
