@@ -70,7 +70,7 @@ def outputs(folder: Path) -> Iterator[None]:
 
 def finish(number: int) -> None:
     """A run with one row per format and about as many columns as those of 02_quantize: ten seeds of each model."""
-    values = {"dataset": "digits", "model": f"network {number // 10}", "seed": number % 10}
+    values = {"dataset": "digits", "model": f"networks:number_{number // 10}", "seed": number % 10}
     values |= {f"setting_{letter}": letter for letter in "abcdefghij"}
     types = {name: type(value) for name, value in values.items()}
     run = recording.Run("02_quantize", {"__annotations__": types, **values})
