@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+import numpy
 import plotly.express as px
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -62,7 +63,7 @@ def dash(name: str, names: Iterable[str]) -> str:
 
 def errors(accuracy, images: int):
     """The share of errors, for `accuracy_axis`; a logarithm has no 0, so no error is half an error of ``images``."""
-    return (1 - accuracy).clip(lower=0.5 / images)
+    return numpy.maximum(1 - accuracy, 0.5 / images)
 
 
 def accuracy_axis(figure: go.Figure, images: int, **place) -> go.Figure:

@@ -142,7 +142,7 @@ def frontier(sweep: DataFrame, images: int, *, title: str = "Accuracy against si
     figure.add_trace(dots.update(name="float32", mode="markers"))
     label = {"showarrow": False, "textangle": 40, "xanchor": "left", "yanchor": "top", "yshift": -6, "font_size": 11}
     for index, row in best.iterrows():
-        figure.add_annotation(x=kib[index], y=math.log10(max(1 - row.accuracy, 0.5 / images)), text=row.format, **label)
+        figure.add_annotation(x=kib[index], y=math.log10(plots.errors(row.accuracy, images)), text=row.format, **label)
     _float_line(figure, sweep, images)
     figure.update_xaxes(title="weights (KiB)", rangemode="tozero")
     return plots.accuracy_axis(figure, images).update_layout(title=title, height=520)
@@ -186,7 +186,7 @@ def _lines(sweep: DataFrame):
 def _float_line(figure: go.Figure, sweep: DataFrame, images: int) -> None:
     """A dashed line at the accuracy of the float network."""
     accuracy = sweep.float_accuracy.iloc[0]
-    y = max(1 - accuracy, 0.5 / images)
+    y = plots.errors(accuracy, images)
     figure.add_hline(y, line={"color": "#222222", "width": 1, "dash": "dash"})
     note = {"text": f"float {accuracy:.4f}", "showarrow": False, "yshift": 10, "font": {"size": 12}}
     figure.add_annotation(x=1, xref="paper", xanchor="right", y=math.log10(y), **note)

@@ -5,17 +5,13 @@ import html
 from IPython import get_ipython
 from IPython.display import HTML, display
 
+from rqlib.workbook import report_tables
+
 BOX = "rqlib-answer"
 """CSS class of the box, by which a report finds it."""
 
-WORDS = {
-    "mae": "mean absolute error",
-    "r2": "R²",
-    "era": "accuracy under the long PGD",
-    "held out": "on networks left out:",
-    "pgd": "PGD",
-}
-"""Part of a figure's name -> how it is said."""
+PHRASES = {"held out": "on networks left out:", "era": "accuracy under the long PGD"}
+"""What stands in a name, in words as those of a table's column -> how a key figure says it."""
 
 _STYLE = "border: 2px solid #0072B2; border-radius: 8px; padding: 6px 16px; margin: 8px 0; max-width: 60em"
 
@@ -38,10 +34,10 @@ def show(record: dict) -> None:
 
 def in_words(name: str) -> str:
     """``held_out_mae`` -> ``on networks left out: mean absolute error``."""
-    words = name.replace("_", " ")
-    for part, said in WORDS.items():
-        words = f" {words} ".replace(f" {part} ", f" {said} ").strip()
-    return html.escape(words)
+    words = f" {report_tables.in_words(name)} "
+    for part, said in PHRASES.items():
+        words = words.replace(f" {part} ", f" {said} ")
+    return html.escape(words.strip())
 
 
 def shown(value) -> str:

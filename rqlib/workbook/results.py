@@ -60,7 +60,7 @@ def finished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
 
     A run is left out, with a warning that names it, if its `run.json` is damaged or a file is missing that it wrote.
     """
-    return [record for record in _records(notebook, outputs) if record["status"] == "done" and _is_whole(record)]
+    return _done(_records(notebook, outputs))
 
 
 def unfinished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
@@ -105,7 +105,7 @@ def collect(notebook: str, outputs: str | Path | None = None) -> pandas.DataFram
         ValueError: a table is damaged; the message names it.
     """
     base, records = Path(outputs or outputs_folder()), _records(notebook, outputs)
-    done = [record["folder"] for record in records if record["status"] == "done" and _is_whole(record)]
+    done = [record["folder"] for record in _done(records)]
     if len(done) < len(records):
         print(f"{notebook}: {len(done)} of {len(records)} runs have finished; the others are left out")
     rows = rows_of(done, base)
@@ -154,6 +154,11 @@ def _record(path: Path) -> dict | None:
     else:
         return record.model_dump() | {"folder": path.parent}
     return None
+
+
+def _done(records: list[dict]) -> list[dict]:
+    """Those that have finished, and whose files are all there."""
+    return [record for record in records if record["status"] == "done" and _is_whole(record)]
 
 
 def _is_whole(record: dict) -> bool:

@@ -68,7 +68,6 @@ def figure(section: Section) -> go.Figure:
     chart.update_layout(annotations=[_label(row, span) for row in _labeled(best).to_dict("records")])
     legend = {"orientation": "h", "traceorder": "reversed", "x": 0, "y": 1.02, "yanchor": "bottom", "font_size": 12}
     margin = {"l": 10, "r": 20, "t": 30, "b": 95 if attacked else 10}
-    chart.layout.template.layout.width = None  # as wide as the page
     return chart.update_layout(legend=legend, margin=margin, height=520, dragmode=False, hovermode="closest")
 
 
@@ -129,13 +128,11 @@ def _hover(row: dict, balls: list[str]) -> str:
     """What a treatment is and what was measured, one line each."""
     lines = [f"<b>{escape(row['treatment'])}</b>", f"accuracy {_share(row, 'clean')}"]
     columns = {"robust": balls[0]} | {f"robust {ball}": ball for ball in balls[1:]} if balls else {}
-    lines += [f"under attack, {ball}: {_share(row, name)}" for name, ball in columns.items() if _known(row, name)]
-    lines += [f"proved: {_share(row, 'certified')}"] if _known(row, "certified") else []
+    titles = {name: f"under attack within {ball}" for name, ball in columns.items()} | {"certified": "proved"}
+    for name, title in titles.items():
+        if not math.isnan(row.get(name, math.nan)):
+            lines.append(f"{title} ({escape(row[f'{name}_how'])}): {_share(row, name)}")
     return "<br>".join([*lines, in_bytes(row["bits"] / 8), "click: its report" if row["report"] else ""])
-
-
-def _known(row: dict, metric: str) -> bool:
-    return not math.isnan(row.get(metric, math.nan))
 
 
 def _share(row: dict, metric: str) -> str:

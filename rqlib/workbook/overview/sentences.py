@@ -1,8 +1,8 @@
 """What the figures of one network say, in words: three paragraphs made by rules.
 
 A difference of two accuracies counts only if its 95% interval excludes 0 (`differ`). A treatment costs nothing only if
-it is not measurably worse and not more than `SMALL` below (`keeps`). The float network is compared on
-the same images where that is known. What was not measured is said to be so.
+it is not measurably worse, and at most `SMALL` below (`keeps`). The float network is compared on the same images where
+that is known. What was not measured is said to be so.
 """
 
 from math import copysign, hypot, isnan, nan
@@ -205,9 +205,7 @@ def _attacked(section: Section) -> list[str]:
     whole, ball, said = section.float_row, section.balls[0], []
     if not isnan(whole.get("robust", nan)):
         kept = percent(whole["robust"])
-        said = [
-            f"Under the strongest attack measured within {ball} the float network is right on {kept} of the images."
-        ]
+        said = [f"Under attack within {ball} the float network is right on {kept} of the images."]
     known = [row for row in rows if not isnan(row.get("robust_low", nan))]
     if not known:
         return [*said, "Whether anything withstands it cannot be told: too few intervals are known."]
