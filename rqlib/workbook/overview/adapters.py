@@ -43,7 +43,10 @@ def quantization(source: Source, by_run: dict) -> Iterator[dict]:
 
 
 def prediction(source: Source, by_run: dict) -> Iterator[dict]:
-    """03_fit: what was predicted of each format of each network by the others alone."""
+    """03_fit: what was predicted of each format of a network, and of those that were left out, by the others alone."""
+    accuracy = source.trained.get("test_accuracy")
+    for row in source.table("forecast") if accuracy is not None else []:
+        yield from _prediction(source, FORMAT, row["format"] + _setting(source.table()[0]), row, accuracy)
     for row in source.table("left_out"):
         about = by_run.get(row.get("run"))
         if about and about.network and row.get("float_accuracy"):

@@ -106,11 +106,11 @@ def sources(notebooks: Iterable[str]) -> list[Source]:
 def _source(record: dict, trainings: dict, first: dict, wholes: dict) -> Source:
     """The run of a record, with the network of `01_train` that it opened, else with the one that its rows name."""
     own, values = _first(record), record["parameters"]
-    if record["notebook"] == "03_fit" or not own:
-        return Source(record, None)
-    images = own.get("images") or str(values.get("dataset", ""))
     is_training = record["notebook"] == "01_train"
     name, seed = (record["folder"].name, None) if is_training else _opened(values, trainings)
+    if not own or (record["notebook"] == "03_fit" and not name):
+        return Source(record, None)
+    images = own.get("images") or first.get(name, {}).get("images") or str(values.get("dataset", ""))
     if name:
         trained_by = trainings[name]["parameters"]
         row = first[name] | {"seed": trained_by.get("seed", 0) if seed is None else seed}

@@ -67,6 +67,18 @@ def test_the_figures_of_each_notebook_arrive(outputs):
     assert (table.robust["adversarial at 16/255"], table.certified["adversarial at 16/255"]) == (0.7, 0.2)
 
 
+def test_a_forecast_stands_beside_what_was_measured(outputs):
+    made_up.train(outputs)
+    made_up.quantize(outputs)
+    values = {"network": f"{made_up.NATURAL}/checkpoint.pt", "dataset": "digits"}
+    forecast = [{"format": "INT_4", "predicted": 0.1, "lower": 0.05, "upper": 0.2}]
+    setting = {"granularity": "tensor", "ranges": "mse", "nonnegative": "unsigned", "bias": "float"}
+    made_up.write(outputs, "03_fit/SmallCNN", values, [setting | {"predictor": "js"}], forecast=forecast)
+    (section,) = sections()
+    row = rows(section).loc["INT_4"]
+    assert (row.clean, row.predicted, row.predicted_low) == (0.95, pytest.approx(0.98 * 0.9), pytest.approx(0.98 * 0.8))
+
+
 def test_of_one_network_the_interval_is_over_images_of_several_over_seeds(outputs):
     made_up.train(outputs, accuracy=0.98)
     (one,) = sections()
