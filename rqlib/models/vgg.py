@@ -11,9 +11,12 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 def vgg(spec: ImageSpec, width: float = 1.0, *, depths: Sequence[int], dropout: float = 0.5) -> nn.Sequential:
-    """Five blocks of ``depths`` convolutions with MP2 after each block; FC 4096, 4096, K."""
+    """Five blocks of ``depths`` convolutions with MP2 after each block; FC 4096, 4096, K.
+
+    The last pool keeps a single pixel as it is, so that images of 16 to 31 pixels fit too.
+    """
     features = _convolutions(spec, width, depths, bias=True)
-    features.append(nn.MaxPool2d(2))
+    features.append(nn.MaxPool2d(2, ceil_mode=True))
     hidden = scaled(4096, width)
     sizes = [flat_features(features, spec), hidden, hidden, spec.num_classes]
     return network(spec, features=features, classifier=classifier(sizes, dropout=dropout))
