@@ -7,6 +7,7 @@ from rqlib.generator.migration import calibrations, losses, measured_before, mig
 from rqlib.generator.mixtures import superposed
 from rqlib.generator.network import build, load, save
 from rqlib.generator.quality import assess
+from rqlib.generator.refining import refine, refined
 from rqlib.generator.sampling import boundary, sample
 from rqlib.generator.sizes import PAPER, SMALL
 from rqlib.generator.training import fit
@@ -29,6 +30,8 @@ __all__ = [
     "map_features",
     "measured_before",
     "migrate",
+    "refine",
+    "refined",
     "relative",
     "rows",
     "sample",

@@ -1,5 +1,6 @@
 """Figures of generated images: how they are learned, how they look, where they lie, and what they foretell."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -87,17 +88,21 @@ def samples(made: data.Split, classes: Sequence[str], *, name: str) -> go.Figure
 
 
 def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of the last layer but one") -> go.Figure:
-    """The maps of all sets (points of `map_features`), side by side on the same axes, colored by class."""
+    """The maps of all sets (points of `map_features`) on the same axes, up to three in a row, colored by class."""
     sets = list(dict.fromkeys(points.set))
+    columns = min(3, len(sets))
+    rows = math.ceil(len(sets) / columns)
     shared = {"shared_xaxes": "all", "shared_yaxes": "all"}
-    figure = make_subplots(1, len(sets), subplot_titles=sets, horizontal_spacing=0.02, **shared)
-    for column, name in enumerate(sets, start=1):
+    spacing = {"horizontal_spacing": 0.02, "vertical_spacing": 0.16 / rows}
+    figure = make_subplots(rows, columns, subplot_titles=sets, **spacing, **shared)
+    for index, name in enumerate(sets):
+        place = {"row": index // columns + 1, "col": index % columns + 1}
         for label, some in points[points.set == name].groupby("label"):
-            figure.add_trace(_dots(some, name, label, classes).update(showlegend=column == 1), row=1, col=column)
-    figure.update_xaxes(title="first principal axis")
-    figure.update_yaxes(title="second principal axis", row=1, col=1)
+            figure.add_trace(_dots(some, name, label, classes).update(showlegend=index == 0), **place)
+    figure.update_xaxes(title="first principal axis", row=rows)
+    figure.update_yaxes(title="second principal axis", col=1)
     legend = {"itemsizing": "constant", "font_size": 12}
-    return figure.update_layout(title=title, height=460, margin_t=90, legend=legend)
+    return figure.update_layout(title=title, height=130 + 330 * rows, margin_t=90, legend=legend)
 
 
 def _dots(some: DataFrame, name: str, label: int, classes: Sequence[str]) -> go.Scatter:
@@ -119,21 +124,18 @@ def forecast(frame: DataFrame, *, title: str, tolerated_loss: float = 0.02) -> g
     """`prediction.figures.forecast` of a table of `migrate`; the title says how far it is from the measured loss."""
     found = migration.score(frame)
     title = f"{title}: R<sup>2</sup> {found['r2']:.3f}, mean absolute error {found['mae']:.3f}"
-    return prediction_figures.forecast(frame, tolerated_loss, title=title)
+    return prediction_figures.forecast(frame, tolerated_loss, level=frame.level.iloc[0], title=title)
 
 
 def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: real against generated") -> go.Figure:
     """Relative accuracy on real images (y) against that on generated images (x), beside the line y = x.
 
-    Each generator has a row of panels and each attack a column; a dot is a format. The frame is that of
-    `generator.relative`.
+    Each generator has a row of panels and each attack a column; a dot is a format, and bars are one standard error of
+    each side, if the frame of `generator.relative` has them.
     """
     scores = prediction.agreement(frame).set_index(["generator", "attack"])
     generators, attacks = (list(dict.fromkeys(frame[name])) for name in ("generator", "attack"))
-    names = [
-        f"{one}, {attack}: R<sup>2</sup> of y = x {scores.identity_r2.get((one, attack), float('nan')):.2f}"
-        for one in generators for attack in attacks
-    ]  # fmt: skip
+    names = [f"{one}, {attack}: {_claim(scores, one, attack)}" for one in generators for attack in attacks]
     figure = make_subplots(
         len(generators), len(attacks), subplot_titles=names, shared_xaxes="all", shared_yaxes="all",
         horizontal_spacing=0.03, vertical_spacing=0.2 / len(generators),
@@ -149,6 +151,15 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     return figure.update_layout(title=title, legend=legend, **size)
 
 
+def _claim(scores: DataFrame, generator: str, attack: str) -> str:
+    """How well y = x holds, for the title of a panel."""
+    if (generator, attack) not in scores.index:
+        return "not measured"
+    found = scores.loc[generator, attack]
+    error = f"mean error {found.mae:.2f}"
+    return error if math.isnan(found.identity_r2) else f"{error}, R<sup>2</sup> of y = x {found.identity_r2:.2f}"
+
+
 def _against(some: DataFrame, *, showlegend: bool) -> list[go.Scatter]:
     """The line y = x and the dots of every network; only one panel names them in the legend."""
     line = go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=_LINE, hoverinfo="skip", showlegend=False)
@@ -156,8 +167,16 @@ def _against(some: DataFrame, *, showlegend: bool) -> list[go.Scatter]:
         go.Scatter(
             x=own.pseudo, y=own.test, mode="markers", name=str(model), text=own.format, legendgroup=str(model),
             showlegend=showlegend, marker={"color": plots.color(str(model), MODELS), "size": 6, "opacity": 0.75},
+            **_bars(own),
             hovertemplate="%{text}<br>generated %{x:.2f}, real %{y:.2f}<extra></extra>",
         )
         for model, own in some.groupby("model", sort=False)
     ]  # fmt: skip
     return [line, *dots]
+
+
+def _bars(own: DataFrame) -> dict:
+    """Error bars of dots, if their errors are known."""
+    bar = {"color": "#BBBBBB", "thickness": 1, "width": 0}
+    sides = {"error_x": "pseudo_error", "error_y": "test_error"}
+    return {axis: bar | {"array": own[name]} for axis, name in sides.items() if name in own}

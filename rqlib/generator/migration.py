@@ -5,6 +5,7 @@ before turn it into a better one, with an interval: of all predictors, those tha
 each network left out in turn, are fitted to all of them.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def losses(
     Args:
         formats: empty for all of `quantization.GRID`.
         calibration_images: generated ones, for a chain without data.
-        pseudo: name of a generator, or several of them -> images and labels. Names: boundary, trained, adjusted.
+        pseudo: names of sets -> images and labels. Names: refined, boundary, trained, adjusted.
         real: labeled real images, which the columns of the truth (accuracy, accuracy_loss, ...) are measured on;
             None leaves these columns out.
         folder: of the checkpoints of the sweeps; an interrupted call goes on from there.
@@ -99,11 +100,11 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         rows: of one network, from `losses`, with the column ``model``.
         others: rows of networks measured before (`measured_before`); rows of the same network are left out, and so
             are those of another setting. With fewer than three networks the loss on generated images is the
-            prediction, of ``boundary`` if it is there, and the interval is unknown.
-        level: of the interval.
+            prediction, of the first set of `published.GENERATORS` that was measured, and the interval is unknown.
+        level: of the interval; a few networks reach a lower one (`prediction.reachable`).
 
     Returns:
-        One row per format: format, predicted, lower, upper, ...
+        One row per format: format, predicted, lower, upper, level (the one that the intervals are made for), ...
 
     Raises:
         ValueError: the rows hold no loss on generated images.
@@ -114,12 +115,13 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
     others = DataFrame({"model": []}) if others is None else _like(rows, others[~others.model.isin(rows.model)])
     if others.model.nunique() >= FEWEST:
+        level = prediction.reachable(level, others.model.nunique())
         trial = prediction.leaderboard(others, level=level)
-        return prediction.forecast(trial, others, rows, level=level).table
+        return prediction.forecast(trial, others, rows, level=level).table.assign(level=level)
     print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {label(first)}")
     columns = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
-    found = rows[columns].assign(storage=rows.bits / 32, predicted=rows[first], lower=float("nan"), upper=float("nan"))
-    return found.assign(outside="").sort_values(["bits", "predicted"], kind="stable", ignore_index=True)
+    found = rows[columns].assign(storage=rows.bits / 32, predicted=rows[first], lower=math.nan, upper=math.nan)
+    return found.assign(outside="", level=math.nan).sort_values(["bits", "predicted"], kind="stable", ignore_index=True)
 
 
 def _like(rows: DataFrame, others: DataFrame) -> DataFrame:

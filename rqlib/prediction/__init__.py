@@ -1,6 +1,7 @@
 """What will quantization cost, before it is done?"""
 
 from rqlib.prediction.anatomy import plain_features
+from rqlib.prediction.conformal import reachable
 from rqlib.prediction.features import complete, overview, table
 from rqlib.prediction.features import names as predictors
 from rqlib.prediction.fits import coverage, fit, fit_each, scores
@@ -27,6 +28,7 @@ __all__ = [
     "overview",
     "plain_features",
     "predictors",
+    "reachable",
     "read_table",
     "recommend",
     "reference",

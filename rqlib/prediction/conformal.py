@@ -25,7 +25,7 @@ def interval(
     n (1 + distance) nearest rows, times 1 + distance, and never less far than without a distance.
 
     Rows of one network err together. A guarantee would take at least level / (1 - level) networks (Dunn et al.,
-    arXiv 1809.07441); with fewer, measure their coverage (`fits.coverage`).
+    arXiv 1809.07441): `reachable`. Within this limit, measure the coverage (`fits.coverage`).
     """
     known = numpy.isfinite(predicted)
     predicted, residual = predicted[known], residual[known]
@@ -40,6 +40,18 @@ def interval(
         widest = (1 + distance) * _widest(apart, numpy.abs(residual), count * (1 + distance))
         width = numpy.where(distance > 0, numpy.maximum(width, widest), width)
     return values - width, values + width
+
+
+def reachable(level: float, networks: int) -> float:
+    """The level that intervals can promise when this number of networks has shown its errors; printed if it is lower.
+
+    A new network errs more than all of n others with a probability of 1 / (n + 1), so no interval made of their errors
+    can promise more than n / (n + 1): three networks at most 75%.
+    """
+    most = networks / (networks + 1)
+    if level > most:
+        print(f"{networks} networks: intervals can promise at most {most:.0%} and are made for that, not {level:.0%}")
+    return min(level, most)
 
 
 def _widest(apart: ndarray, errors: ndarray, counts: ndarray) -> ndarray:

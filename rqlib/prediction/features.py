@@ -20,8 +20,10 @@ SPREAD = "_std"
 FRACTIONS = ("accuracy", "float_accuracy", TARGET, PSEUDO)
 LABELS = {
     "network_name": "network",
+    "network_family": "family of networks",
     TARGET: "relative accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
+    f"{PSEUDO}_refined": "accuracy loss on refined pseudo-data (fraction)",
     f"{PSEUDO}_boundary": "accuracy loss on pseudo-data between classes (fraction)",
     f"{PSEUDO}_adjusted": "accuracy loss on adjusted pseudo-data (fraction)",
     "js_legacy_macs": "JS (legacy) weighted by MACs",
@@ -46,6 +48,7 @@ def short(feature: str) -> str:
         feature.replace(PSEUDO, "pseudo-loss")
         .replace("loss_adjusted", "loss (adjusted)")
         .replace("loss_boundary", "loss (boundary)")
+        .replace("loss_refined", "loss (refined)")
         .replace(NORMALIZED, " / INT_4")
     )
 
@@ -59,7 +62,8 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     - accuracy_loss = (float_accuracy - accuracy) / float_accuracy, where the rows know both accuracies (those of a
       network that is to be predicted do not);
     - title: a name for each network that no other one bears (`titles.titles`); network_name, which is the same for
-      all rows of one network, whatever it was measured with (`titles.network_names`);
+      all rows of one network, whatever it was measured with (`titles.network_names`); network_family, the same for
+      networks of like names (`titles.families`);
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
     - plain features of the networks, as far as they can be known (`anatomy.completed`);
     - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
@@ -85,6 +89,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
         frame = frame.assign(title=titles.titles(frame))
     if "network_name" not in frame:
         frame = frame.assign(network_name=titles.network_names(frame))
+    frame = frame.assign(network_family=titles.families(frame))
     return frame if pseudo is None else _join(frame, published.losses(pseudo))
 
 

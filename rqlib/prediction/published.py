@@ -27,8 +27,13 @@ NETWORK = ("dataset", "model", "width", "objective", "seed")
 SETTING = {"granularity": "tensor", "ranges": "minmax", "nonnegative": "signed", "bias": "float"}
 """Column of a setting -> what it was in rows that do not say. The words are those of `quantization.ptq`."""
 PSEUDO = "pseudo_accuracy_loss"
-GENERATORS = {"boundary": f"{PSEUDO}_boundary", "trained": PSEUDO, "adjusted": f"{PSEUDO}_adjusted"}
-"""Name of a set of generated images -> our column for the accuracy that is lost on it."""
+GENERATORS = {
+    "refined": f"{PSEUDO}_refined",
+    "boundary": f"{PSEUDO}_boundary",
+    "trained": PSEUDO,
+    "adjusted": f"{PSEUDO}_adjusted",
+}
+"""Name of a set of generated images -> our column for the accuracy that is lost on it; the best predictor first."""
 PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
 """Published name -> our name of similarities whose weights are shares in percent, so that they are 100 times ours."""
 
@@ -82,7 +87,8 @@ def by_generator(rows: DataFrame) -> DataFrame:
 
     Args:
         rows: of `robustness.on_sets` or `04_generator`: the set ``test`` is the real one, every other set becomes a
-            generator. Rows that have the published form, or no accuracies on generated images, stay as they are.
+            generator, with the rows that have an accuracy on it. Rows that have the published form, or no accuracies
+            on generated images, stay as they are.
     """
     sets = [name.removesuffix("_clean") for name in rows if name.endswith("_clean")]
     if "generator" in rows or "test" not in sets or len(sets) < 2:
@@ -94,7 +100,8 @@ def by_generator(rows: DataFrame) -> DataFrame:
     def of(generator: str) -> DataFrame:
         sides = {"test": "test", generator: "pseudo"}
         names = {f"{old}_{attack}": f"{new}_{attack}" for attack in attacks for old, new in sides.items()}
-        return rows[[*shared, *names]].rename(columns=names).assign(generator=generator)
+        measured = rows[[*shared, *names]].rename(columns=names).dropna(subset="pseudo_clean")
+        return measured.assign(generator=generator)
 
     return pandas.concat([of(name) for name in sets if name != "test"], ignore_index=True)
 

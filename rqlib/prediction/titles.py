@@ -37,6 +37,15 @@ def network_names(frame: DataFrame) -> Series:
     return _named(frame, [name for name in NETWORK if name in frame])
 
 
+def families(frame: DataFrame) -> Series:
+    """For each row the family of its network, by its model's name in lower case up to the first number or underscore.
+
+    ``VGG_16`` and ``VGG_19`` are ``vgg``, ``torchvision:mobilenet_v3_small`` and ``MobileNetV2`` are ``mobilenet``.
+    """
+    names = frame.model.str.rsplit(":", n=1).str[-1].str.lower()
+    return names.str.replace(r"(v?\d|_).*", "", regex=True)
+
+
 def _named(frame: DataFrame, identity: list[str]) -> Series:
     parts = [_of_model(str(model), rows, identity) for model, rows in frame.groupby("model", sort=False)]
     return pandas.concat(parts)[frame.index] if parts else Series(dtype=object)

@@ -58,7 +58,7 @@ def test_samples_have_a_row_for_every_class():
 
 def test_the_forecast_says_how_far_it_is_from_the_truth():
     rows = pandas.DataFrame({"format": ["INT_4", "INT_8"], "predicted": [0.2, 0.0], "accuracy_loss": [0.3, 0.0]})
-    figure = figures.forecast(rows.assign(lower=math.nan, upper=math.nan, outside=""), title="net")
+    figure = figures.forecast(rows.assign(lower=math.nan, upper=math.nan, outside="", level=math.nan), title="net")
     assert figure.layout.title.text == "net: R<sup>2</sup> 0.778, mean absolute error 0.050"
 
 
@@ -68,7 +68,7 @@ def test_relative_says_its_r2_in_every_panel():
     rows = [pandas.DataFrame({"model": "net", "generator": one, "attack": attack, **kept}) for one, attack in panels]
     figure = figures.relative(pandas.concat(rows))
     titles = [note.text for note in figure.layout.annotations]
-    assert "adjusted, pgd: R<sup>2</sup> of y = x 0.75" in titles
+    assert "adjusted, pgd: mean error 0.10, R<sup>2</sup> of y = x 0.75" in titles
     dots = [trace for trace in figure.data if trace.mode == "markers"]
     assert [list(trace.text) for trace in dots] == [["INT_4", "INT_8"]] * 4
     assert [trace.showlegend for trace in dots] == [True, False, False, False]

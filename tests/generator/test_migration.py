@@ -109,7 +109,7 @@ def test_recorded_rows_begin_with_the_float_network_and_hold_every_format():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: losses(pseudo={"targeted": None}), "generators boundary, trained, adjusted, got targeted"),
+        (lambda: losses(pseudo={"targeted": None}), "generators refined, boundary, trained, adjusted, got targeted"),
         (lambda: migration.migrate(published.made_up(1)), "expected a loss on generated images"),
     ],
 )

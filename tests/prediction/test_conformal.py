@@ -58,3 +58,11 @@ def test_the_further_away_the_more_errors_count():
     values, distance = numpy.zeros(3), numpy.array([0.0, 0.5, 1.5])
     _, upper = conformal.interval(values, predicted, residual, distance=distance)
     assert upper == pytest.approx([0.01, 0.01 * 1.5, 0.3 * 2.5])  # of the nearest 30, 45 and 75 rows
+
+
+def test_few_networks_can_promise_little(capsys):
+    assert conformal.reachable(0.9, 3) == pytest.approx(0.75)
+    assert "3 networks: intervals can promise at most 75% and are made for that, not 90%" in capsys.readouterr().out
+    assert conformal.reachable(0.9, 9) == pytest.approx(0.9)
+    assert conformal.reachable(0.5, 3) == 0.5
+    assert not capsys.readouterr().out

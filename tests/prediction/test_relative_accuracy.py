@@ -49,6 +49,40 @@ def test_agreement_is_the_textbook():
     assert row.rows == 50
 
 
+def test_what_sampling_alone_explains():
+    rng = numpy.random.default_rng(0)
+    truth = numpy.tile([0.9, 0.6, 0.3, 0.99], 500)
+    images, right = 200, 100
+    sides = {side: rng.binomial(right, truth) / images for side in ("test_pgd", "trained_pgd")}
+    clean = {"test_clean": 0.9 * truth, "trained_clean": 0.9 * truth}
+    rows = pandas.DataFrame({"format": [f"F{index}" for index in range(len(truth))], **sides, **clean})
+    whole = {"format": "FP32", "test_pgd": 0.5, "trained_pgd": 0.5, "test_clean": 0.9, "trained_clean": 0.9}
+    rows = pandas.concat([rows, pandas.DataFrame([whole])]).assign(model="net", robust_images=images, num_classes=10)
+    under = prediction.agreement(prediction.relative(rows)).set_index("attack").loc["pgd"]
+    assert under.explained == pytest.approx(1, abs=0.1), "nothing else makes these sides differ"
+    assert under.sampling == pytest.approx(((truth * (1 - truth)).mean() * 2 / right) ** 0.5, rel=0.1)
+    assert under.guessing == 0
+
+
+def test_no_r2_where_there_is_nothing_to_predict_and_none_of_formats_that_guess():
+    kept = {"INT_8": 1.0, "INT_6": 0.99, "INT_5": 0.98, "INT_2": 0.12}
+    rows = pandas.DataFrame({"format": ["FP32", *kept], "test_clean": [0.8, *(0.8 * one for one in kept.values())]})
+    rows = rows.assign(trained_clean=[0.9, 0.9, 0.9, 0.9, 0.09], model="net", robust_images=100, num_classes=10)
+    frame = prediction.relative(rows)
+    assert frame.set_index("format").at_chance.to_dict() == {"INT_8": 0, "INT_6": 0, "INT_5": 0, "INT_2": 1}
+    found = prediction.agreement(frame).iloc[0]
+    assert found.identity_r2 > 0.99
+    assert numpy.isnan(found.above_chance_r2), "three formats within two points: 100 images cannot tell them apart"
+    assert found.guessing == 1
+
+
+def test_a_network_without_one_of_the_generators_has_no_rows_of_it():
+    rows = pandas.concat([wide(), wide().assign(model="other", adjusted_clean=None, adjusted_pgd=None)])
+    frame = prediction.relative(rows)
+    assert set(frame[frame.model == "other"].generator) == {"trained"}
+    assert set(frame[frame.model == "net"].generator) == {"trained", "adjusted"}
+
+
 @published.needed
 def test_the_published_table_says_what_it_said():
     frame = prediction.relative(prediction.read_table(published.ROBUST, ["model", "format"]))

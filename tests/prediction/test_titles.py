@@ -59,3 +59,18 @@ def test_one_network_that_was_measured_twice_is_one_network():
     frame = features.table(two(test_images=(100, 200), run=("a", "b"), objective=("natural", "natural")))
     assert frame.title.nunique() == 2
     assert frame.network_name.unique().tolist() == ["net0, natural"]
+
+
+def test_families_are_told_by_the_start_of_a_name():
+    names = {
+        **dict.fromkeys(["VGG_16", "VGG_19"], "vgg"),
+        **dict.fromkeys(["AlexNet", "AlexNet_BN"], "alexnet"),
+        **dict.fromkeys(["ResNet_18", "torchvision:resnet50"], "resnet"),
+        **dict.fromkeys(["MobileNetV2", "torchvision:mobilenet_v3_small"], "mobilenet"),
+        "Inception_BN": "inception",
+        "torchvision:densenet121": "densenet",
+        "mine.networks:tiny": "tiny",
+    }
+    frame = pandas.DataFrame({"model": [*names]})
+    assert titles.families(frame).tolist() == [*names.values()]
+    assert features.table(published.made_up(2)).network_family.unique().tolist() == ["net"]

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from rqlib import generator, measures
+from rqlib.generator import batchnorm, refining
+from tests import generated
+
+
+def start(count: int = 40) -> torch.Tensor:
+    return generator.sample(generated.trained(), count).images
+
+
+def test_refined_images_come_closer_to_the_statistics_of_the_training_images_the_longer_it_takes():
+    teacher = generated.teacher("AlexNet_BN")
+    images = start()
+    few, many = (generator.refine(images, teacher, steps=steps) for steps in (3, 20))
+    near, nearer, far = (batchnorm.mean_distance(teacher, one) for one in (few, many, images))
+    assert nearer < near < far
+    assert nearer < far / 3
+    assert many.dtype == torch.uint8
+    assert many.shape == images.shape
+
+
+def test_the_network_stays_as_it_is_and_the_images_that_are_given_too():
+    teacher = generated.teacher("AlexNet_BN")
+    before, images = {name: one.clone() for name, one in teacher.state_dict().items()}, start()
+    kept = images.clone()
+    generator.refine(images, teacher, steps=2)
+    assert torch.equal(images, kept)
+    assert all(torch.equal(one, before[name]) for name, one in teacher.state_dict().items())
+    assert not teacher.training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_they_are_labeled_as_the_network_sees_them_and_seeded(monkeypatch):
+    monkeypatch.setattr(refining, "STEPS", 2)
+    teacher = generated.teacher("AlexNet_BN")
+    made, again = (generator.refined(generated.trained(), teacher, 40, seed=1) for _ in range(2))
+    assert measures.accuracy(teacher, *made) == 1
+    assert torch.equal(made.images, again.images)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: generator.refine(start(), generated.teacher("CNN_small")), "that keep statistics, got one without"),
+        (lambda: generator.refine(start(), generated.teacher("AlexNet_BN"), steps=0), "steps >= 1, got 0"),
+    ],
+)
+def test_bad_input_says_what_was_expected(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
