@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pandas import DataFrame, Series
 
 from rqlib.prediction import anatomy, published, titles
-from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, PSEUDO, SETTING
+from rqlib.prediction.published import BEST, FLOAT, GENERATORS, NETWORK, PSEUDO, SETTING
 
 TARGET = "accuracy_loss"
 NORMALIZED = "_normalized"
@@ -23,6 +23,7 @@ LABELS = {
     "network_family": "family of networks",
     TARGET: "relative accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
+    BEST: "accuracy loss on refined pseudo-data, or between classes (fraction)",
     f"{PSEUDO}_refined": "accuracy loss on refined pseudo-data (fraction)",
     f"{PSEUDO}_boundary": "accuracy loss on pseudo-data between classes (fraction)",
     f"{PSEUDO}_adjusted": "accuracy loss on adjusted pseudo-data (fraction)",
@@ -49,6 +50,7 @@ def short(feature: str) -> str:
         .replace("loss_adjusted", "loss (adjusted)")
         .replace("loss_boundary", "loss (boundary)")
         .replace("loss_refined", "loss (refined)")
+        .replace("loss_best", "loss (best)")
         .replace(NORMALIZED, " / INT_4")
     )
 
@@ -67,6 +69,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
     - plain features of the networks, as far as they can be known (`anatomy.completed`);
     - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
+      Where refined images were measured, `published.BEST` is the column that every network has.
 
     Args:
         rows: one row per network and format, with the columns model and format at least.
@@ -90,7 +93,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     if "network_name" not in frame:
         frame = frame.assign(network_name=titles.network_names(frame))
     frame = frame.assign(network_family=titles.families(frame))
-    return frame if pseudo is None else _join(frame, published.losses(pseudo))
+    return _with_best(frame if pseudo is None else _join(frame, published.losses(pseudo)))
 
 
 def similarities(frame: DataFrame) -> list[str]:
@@ -100,7 +103,9 @@ def similarities(frame: DataFrame) -> list[str]:
 
 def names(frame: DataFrame) -> list[str]:
     """Columns that a loss can be predicted from: losses on pseudo-data, similarities over INT_4, raw similarities."""
-    lost = [name for name in GENERATORS.values() if name in frame]
+    lost = [name for name in (BEST, *GENERATORS.values()) if name in frame]
+    if BEST in frame:
+        lost.remove(GENERATORS["refined"])
     raw = similarities(frame)
     return [*lost, *(name + NORMALIZED for name in raw if name + NORMALIZED in frame), *raw]
 
@@ -158,6 +163,13 @@ def _join(frame: DataFrame, lost: DataFrame) -> DataFrame:
             joined[name] = joined[name].fillna(joined.pop(f"{name}_before"))
         print(f"{name}: measured for {joined[name].notna().sum()} of {len(joined)} rows")
     return joined.drop(columns=[name for name in added if joined[name].isna().all()])
+
+
+def _with_best(frame: DataFrame) -> DataFrame:
+    refined, between = GENERATORS["refined"], GENERATORS["boundary"]
+    if refined not in frame:
+        return frame
+    return frame.assign(**{BEST: frame[refined].fillna(frame[between]) if between in frame else frame[refined]})
 
 
 def overview(frame: DataFrame) -> DataFrame:

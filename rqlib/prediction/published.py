@@ -34,6 +34,8 @@ GENERATORS = {
     "adjusted": f"{PSEUDO}_adjusted",
 }
 """Name of a set of generated images -> our column for the accuracy that is lost on it; the best predictor first."""
+BEST = f"{PSEUDO}_best"
+"""The loss on refined images; for a network without BatchNorm, which has none, that on images between classes."""
 PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
 """Published name -> our name of similarities whose weights are shares in percent, so that they are 100 times ours."""
 

@@ -47,6 +47,16 @@ def test_names_put_the_loss_on_pseudo_data_first():
     assert features.short("pseudo_accuracy_loss_adjusted") == "pseudo-loss (adjusted)"
 
 
+def test_the_best_images_of_a_network_are_refined_ones_or_those_between_classes():
+    rows = published.made_up(2).assign(pseudo_accuracy_loss_boundary=0.3)
+    refined = (rows.model == "net0").map({True: 0.2, False: None})
+    table = features.table(rows.assign(pseudo_accuracy_loss_refined=refined))
+    assert table.groupby("model").pseudo_accuracy_loss_best.first().to_dict() == {"net0": 0.2, "net1": 0.3}
+    assert features.names(table)[:2] == ["pseudo_accuracy_loss_best", "pseudo_accuracy_loss_boundary"]
+    assert "pseudo_accuracy_loss_refined" not in features.names(table)
+    assert "pseudo_accuracy_loss_best" not in features.table(rows)
+
+
 def test_losses_on_pseudo_data_are_joined_and_the_count_is_printed(capsys):
     rows = DataFrame({"model": ["a", "a", "b"], "format": ["INT_4", "INT_8", "INT_4"], "accuracy_loss": [0.5, 0, 0.4]})
     table = features.table(rows, published.robust())
