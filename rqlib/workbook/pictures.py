@@ -28,16 +28,16 @@ SIZE = 1200, 1400
 """Width and height of the picture of a page, in pixels."""
 
 
-def of_notebook(path: str | Path) -> go.Figure:
-    """The figure of an executed notebook's cell that is tagged ``picture``.
+def of_notebook(path: str | Path, tag: str = TAG) -> go.Figure:
+    """The figure of an executed notebook's cell that has this tag.
 
     Raises:
         ValueError: there is not exactly one such figure.
     """
-    cells = [cell for cell in nbformat.read(path, 4).cells if TAG in cell.metadata.get("tags", [])]
+    cells = [cell for cell in nbformat.read(path, 4).cells if tag in cell.metadata.get("tags", [])]
     outputs = [output.data for cell in cells for output in cell.outputs if FIGURE in output.get("data", {})]
     if len(outputs) != 1:
-        raise ValueError(f"{path}: expected one figure in a cell tagged {TAG!r}, got {len(outputs)}")
+        raise ValueError(f"{path}: expected one figure in a cell tagged {tag!r}, got {len(outputs)}")
     return plotly_io.from_json(json.dumps(outputs[0][FIGURE]), skip_invalid=True)
 
 
@@ -69,6 +69,13 @@ def of_page(path: str | Path, picture: str | Path) -> None:
             drawn.convert("RGB").quantize(256).save(part, optimize=True)
 
 
+def write(figure: go.Figure, path: Path) -> Path:
+    """Write a figure as SVG; returns the path."""
+    with files.atomic(path) as part:
+        figure.write_image(part, format="svg", width=figure.layout.width or WIDTH)
+    return path
+
+
 def main() -> None:
     """The command line."""
     folder = files.project_root() / REFERENCE
@@ -77,9 +84,7 @@ def main() -> None:
     for notebook in sorted((files.project_root() / "notebooks").glob("*.ipynb")):
         made[notebook.stem] = of_notebook(results.find(notebook.stem) / "notebook.ipynb")
     for name, figure in made.items():
-        with files.atomic(folder / "figures" / f"{name}.svg") as part:
-            figure.write_image(part, format="svg", width=figure.layout.width or WIDTH)
-        print(folder / "figures" / f"{name}.svg")
+        print(write(figure, folder / "figures" / f"{name}.svg"))
     of_page(results.outputs_folder() / "index.html", folder / "figures/index.png")
     print(folder / "figures/index.png")
 
