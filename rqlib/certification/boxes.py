@@ -59,7 +59,7 @@ def _scaled(steps: list[Step], box: Box) -> Box:
             x = step.apply(x)
         return x
 
-    constant, pull = torch.func.vjp(apply, box.low.new_zeros(1, *steps[0].shape))
+    constant, pull = torch.func.vjp(apply, torch.zeros_like(box.low[:1]))
     (slope,) = pull(torch.ones_like(constant))
     ends = [torch.addcmul(constant, end, slope) for end in box]
     return Box(*ends) if (slope >= 0).all() else Box(torch.minimum(*ends), torch.maximum(*ends))

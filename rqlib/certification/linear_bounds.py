@@ -16,14 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqlib.certification import boxes, lines, patches, programs
+from rqlib.certification import boxes, lines, patches, phases, programs
 from rqlib.certification.boxes import Box
 from rqlib.certification.programs import Step
 
-COEFFICIENTS = 2**19
-"""So many coefficients of one step are held at a time, in float32 2 MiB, unless gradients need them all."""
-
-_FEW = 4  # channels: with so few, a transposed convolution is faster as a matrix product
+COEFFICIENTS = 2**20
+"""So many coefficients of one step are held at a time, in float32 4 MiB, unless gradients need them all."""
 
 
 def margins(
@@ -45,7 +43,7 @@ def margins(
         others = torch.arange(classes - 1, device=y.device)
         others = others + (others >= y[:, None])  # (B, K - 1): every class but y
         rows = identity[y][:, None] - identity[others]
-        lower = _lower(steps, found, len(steps) - 1, rows, torch.arange(len(y), device=y.device), slope)
+        lower = _lower(steps, found, len(steps) - 1, rows, None, slope)
         return lower.new_full((len(y), classes), torch.inf).scatter(1, others, lower)
     wanted = wanted.scatter(1, y[:, None], False)
     owners, others = wanted.nonzero(as_tuple=True)
@@ -105,16 +103,25 @@ def _widest(steps: list[Step], number: int) -> int:
     return max(math.prod(step.shape) for step in steps[: number + 1])
 
 
-def _lower(steps, found: list[Box], target: int, rows: Tensor, owners: Tensor, slope: str) -> Tensor:
-    """Lower bounds (G, R) of the products of rows (G, R, ...) with the result of a step, each for its image."""
+def _lower(steps, found: list[Box], target: int, rows: Tensor, owners: Tensor | None, slope: str) -> Tensor:
+    """Lower bounds (G, R) of the products of rows (G, R, ...) with the result of a step, each for its image.
+
+    Without owners there are rows for every image, in the order of the images.
+    """
     if slope not in lines.SLOPES:
         raise ValueError(f"expected slope {' | '.join(lines.SLOPES)}, got {slope!r}")
     size = max(1, COEFFICIENTS // _widest(steps, target) // rows.shape[1])
-    parts = zip(rows.split(size), owners.split(size), strict=True)
-    return torch.cat([_lower_of_some(steps, found, target, part, some, slope) for part, some in parts])
+    lower = []
+    for number, part in enumerate(rows.split(size)):
+        images, places = slice(number * size, number * size + len(part)), slice(None)
+        if owners is not None:
+            images, places = owners[images].unique_consecutive(return_inverse=True)
+        lower.append(_lower_of_some(steps, found, target, part, images, places, slope))
+    return torch.cat(lower)
 
 
-def _lower_of_some(steps, found: list[Box], target: int, rows: Tensor, owners: Tensor, slope: str) -> Tensor:
+def _lower_of_some(steps, found: list[Box], target: int, rows: Tensor, images, places, slope: str) -> Tensor:
+    """As `_lower`, for rows that are worked on together: ``places`` says which of the ``images`` each belongs to."""
     first = programs.start(steps)
     coefficients: dict[int, Tensor] = {target: rows}
     bias = rows.new_zeros(rows.shape[:2])
@@ -122,32 +129,65 @@ def _lower_of_some(steps, found: list[Box], target: int, rows: Tensor, owners: T
         if number not in coefficients:
             continue
         step, a = steps[number], coefficients.pop(number)
+        if not coefficients and step.sources == (first,) and step.kind == programs.LAYER and phases.fit(step.module):
+            end = _by_phases(step, a, _some(found[number], images), _some(found[first], images), places)
+            return bias + end
         if step.kind == programs.ADD:
             parts = [a] * len(step.sources)
         elif step.kind in (programs.LAYER, programs.SCALE, programs.LINEAR, programs.RESHAPE):
             parts, constant = _back_through_affine(step, steps, a)
             bias = bias + constant
         else:
-            part, constant = _back_through_curve(step, found[step.sources[0]], a, owners, slope)
+            box = _some(found[step.sources[0]], images)
+            part, constant = _back_through_curve(step, box, a, places, slope)
             parts, bias = [part], bias + constant
         for source, part in zip(step.sources, parts, strict=True):
             coefficients[source] = coefficients[source] + part if source in coefficients else part
-    low, high = (end[owners] for end in found[first])
-    a, center = coefficients[first], torch.lerp(low, high, 0.5)
-    return bias + _dot(a, center) - _dot(a.abs(), high - center)
+    return bias + _least(coefficients[first], *_middle(_some(found[first], images)), places)
+
+
+def _by_phases(step: Step, a: Tensor, box: Box, image: Box, places) -> Tensor:
+    """The smallest values (G, R) of rows of a convolution's result, with its box, if it reads the images' box."""
+    moved = phases.transposed(step.module, a.flatten(0, 1)).unflatten(0, a.shape[:2])
+    radius = phases.of(step.module, _middle(image)[1], step.shape[1:])
+    # What the center of the images becomes is the center of the box, because the convolution is all there is between.
+    return _dot(a, _middle(box)[0][places]) - _dot(moved.abs_(), radius[places])
+
+
+def _middle(box: Box) -> tuple[Tensor, Tensor]:
+    """Center and radius of a box."""
+    center = torch.lerp(*box, 0.5)
+    return center, box.high - center
+
+
+def _some(box: Box, images: Tensor) -> Box:
+    """The box of some images, as the coefficients lie in memory."""
+    return Box(*(_channels_last(end[images]) for end in box))
+
+
+def _least(a: Tensor, center: Tensor, radius: Tensor, places) -> Tensor:
+    """The smallest values (G, R) of rows in boxes, of which ``places`` says which is whose."""
+    return _dot(a, center[places]) - _dot(a.abs(), radius[places])
 
 
 def _dot(a: Tensor, values: Tensor) -> Tensor:
     """Products (G, R) of rows (G, R, ...) with the values (G, ...) of their owners."""
+    if a.dim() == 5:  # as channels_last lies in memory
+        a, values = a.movedim(2, -1), values.movedim(1, -1)
     # The transposed product, (values)(a)' instead of a values, is ten times faster on a CPU.
     return torch.bmm(values.to(a).flatten(1).unsqueeze(1), a.flatten(2).mT).squeeze(1)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Images in the memory format in which convolutions are fastest; others as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
 def _back_through_affine(step: Step, steps: list[Step], a: Tensor) -> tuple[list[Tensor], Tensor | float]:
     """Coefficients of what an affine step reads, and what its constant part adds."""
     layer, shapes = step.module, [steps[source].shape for source in step.sources]
     if step.kind == programs.RESHAPE:
-        return [a.reshape(*a.shape[:2], *shapes[0])], 0.0
+        return [_channels_last(a.reshape(-1, *shapes[0])).unflatten(0, a.shape[:2])], 0.0
     if step.kind == programs.LAYER and isinstance(layer, nn.Linear):
         return [a @ layer.weight], 0.0 if layer.bias is None else (a * layer.bias).flatten(2).sum(2)
     if step.kind == programs.LAYER and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
@@ -167,19 +207,14 @@ def _back_through_affine(step: Step, steps: list[Step], a: Tensor) -> tuple[list
 
 def _transposed(layer: nn.Module, a: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Rows of what a convolution reads, from rows of its result, both (R, C, ...)."""
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.in_channels <= _FEW:
-        columns = torch.bmm(layer.weight.flatten(1).T.expand(len(a), -1, -1), a.flatten(2))
-        return F.fold(columns, shape[1:], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     sides = zip(shape[1:], a.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
     unread = [n - (m - 1) * s + 2 * p - d * (k - 1) - 1 for n, m, k, s, p, d in sides]  # pixels that no window reaches
     transpose = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}[layer.weight.dim()]
     return transpose(a, layer.weight, None, layer.stride, layer.padding, unread, layer.groups, layer.dilation)
 
 
-def _back_through_curve(step: Step, box: Box, a: Tensor, owners: Tensor, slope: str) -> tuple[Tensor, Tensor]:
+def _back_through_curve(step: Step, box: Box, a: Tensor, places, slope: str) -> tuple[Tensor, Tensor]:
     """Coefficients of what a ReLU, clip, rounding or max-pool reads, and what the lines' constants add."""
-    images, places = owners.unique_consecutive(return_inverse=True)
-    box = Box(box.low[images].contiguous(), box.high[images].contiguous())
     if step.kind == programs.MAX:
         return _back_through_max(step, box, a, places)
     if step.kind not in programs.CURVES:
