@@ -87,6 +87,8 @@ def verdict(scored: DataFrame, images: int, *, loss: float = 0.05) -> str:
     near = [pruned[name] >= dense[name] - loss for name in ("clean_accuracy", "robust_accuracy")]
     enough = pruned[near[0] & near[1]]
     before = f"before pruning: {dense.clean_accuracy:.1%} and {dense.robust_accuracy:.1%}"
+    if pruned.empty:
+        return f"No network was pruned on its own ({before}, of {images} images)."
     if len(enough):
         best = enough.iloc[0]
         return (

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -36,6 +37,8 @@ class Plan:
         objectives: names of what ``prune`` (choosing the weights) and ``finetune`` (training the rest) minimize.
         epochs: lengths of the phases ``prune``, ``finetune`` and ``pretrain``.
         attack_steps: steps of PGD in training and on the validation images, each ``2.5 epsilon / steps`` long.
+        ramp: share of the epochs of a new network in which the radius of the attack that it is trained under grows
+            from 0; 0: it is the full one from the start. Phases that go on with a network have the full radius.
         era: ``steps`` and ``restarts`` of the PGD that scores, for `measures.era`.
         width: multiplier of the network's channel counts.
         spec: of the images, with the normalization of the network; None: that of the images.
@@ -47,7 +50,7 @@ class Plan:
         folder: where states are kept, from which an interrupted experiment goes on; None keeps nothing.
 
     Raises:
-        ValueError: unknown objective; not exactly these phases.
+        ValueError: unknown objective; not exactly these phases; a ramp outside [0, 1].
     """
 
     images: ImageDataset
@@ -56,6 +59,7 @@ class Plan:
     objectives: Mapping[str, str]
     epochs: Mapping[str, int]
     attack_steps: int = 10
+    ramp: float = 0.0
     era: Mapping[str, int] = field(default_factory=lambda: {"steps": 50, "restarts": 10})
     width: float = 1.0
     spec: ImageSpec | None = None
@@ -67,6 +71,8 @@ class Plan:
     folder: str | Path | None = None
 
     def __post_init__(self):
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"expected ramp in [0, 1], as a share of the epochs of a new network, got {self.ramp}")
         for name, expected in (("objectives", PHASES[:2]), ("epochs", PHASES)):
             found = getattr(self, name)
             if found.keys() != set(expected):
@@ -137,13 +143,19 @@ class Plan:
 
     def _objective(self, goal: str, *, new: bool) -> Objective:
         if goal not in CERTIFIED:
-            return training.objective(goal, attack=self._pgd(best=False))
+            ramped = new and self.ramp > 0 and goal in objectives.ROBUST
+            return objectives.Ramped(partial(self._attacked, goal), self.ramp) if ramped else self._attacked(goal, 1.0)
         made = training.objective(goal, epsilon=self.ball.epsilon)
         return made if new else made.at_full_radius()
+
+    def _attacked(self, goal: str, share: float) -> Objective:
+        """An objective by name; its attack, if it has one, has this share of the full radius."""
+        return training.objective(goal, attack=self._pgd(share, best=False))
 
     def state(self, name: str) -> Path | None:
         """Path of a file or folder of states below the plan's folder; None if nothing is kept."""
         return None if self.folder is None else Path(self.folder) / name
 
-    def _pgd(self, **options) -> Attack:
-        return attacks.named("pgd", ball=self.ball, **attacks.pace(self.ball, self.attack_steps), **options)
+    def _pgd(self, share: float = 1.0, **options) -> Attack:
+        ball = dataclasses.replace(self.ball, epsilon=share * self.ball.epsilon)
+        return attacks.named("pgd", ball=ball, **attacks.pace(ball, self.attack_steps), **options)

@@ -5,7 +5,7 @@ no gradient on the weights. The one exception is `leaky_adversarial`, which show
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -103,6 +103,38 @@ class Penalized:
         """Called by `fit`: what objective and penalty remember is forgotten, so that a resumed training is the same."""
         begin(self.objective, model, epoch, epochs, steps)
         getattr(self.penalty, "restart", lambda: None)()
+
+
+@dataclass(eq=False)
+class Ramped:
+    """A robust objective whose attack begins with no ball and reaches its full radius during the training.
+
+    At the time t, in epochs, the radius is ``min(1, t / (fraction epochs))`` times the full one. Without this a new
+    network may learn nothing from a large ball (as in certified training: Gowal et al. 2018, arXiv 1810.12715).
+
+    Attributes:
+        made: share of the full radius -> objective.
+        fraction: share of the training in which the radius grows, above 0 and at most 1.
+    """
+
+    made: Callable[[float], Objective]
+    fraction: float
+    _when: tuple[int, int, int] = field(default=(0, 1, 1), init=False)  # epoch, epochs, steps of an epoch
+    _step: int = field(default=0, init=False)
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"expected the radius to grow in a share of the epochs in (0, 1], got {self.fraction}")
+
+    def begin_epoch(self, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:
+        """Called by `fit` before every epoch, so that the radius depends on epoch and step alone."""
+        self._when, self._step = (epoch, epochs, steps), 0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        epoch, epochs, steps = self._when
+        share = min(1.0, (epoch + self._step / steps) / (self.fraction * epochs))
+        self._step += 1
+        return self.made(share)(model, x, y)
 
 
 def begin(objective: Objective, model: nn.Module, epoch: int, epochs: int, steps: int) -> None:

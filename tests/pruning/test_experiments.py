@@ -58,12 +58,25 @@ def test_phases_of_a_plan(plan, kind, objective, expected):
     assert phase.objective.func is wanted
 
 
+@pytest.mark.parametrize(("kind", "goal"), [("pretrain", "mixed"), ("pretrain", "natural"), ("finetune", "mixed")])
+def test_only_attacks_on_new_networks_grow(plan, kind, goal):
+    phase = dataclasses.replace(plan, ramp=0.5).phase(kind, "x", objective=goal)
+    if (kind, goal) != ("pretrain", "mixed"):
+        assert phase.objective.keywords.get("attack", plan._pgd()).keywords["ball"] == plan.ball
+        return
+    half = phase.objective.made(0.5).keywords["attack"].keywords
+    assert half["ball"].epsilon == pytest.approx(plan.ball.epsilon / 2)
+    assert half["step_size"] == pytest.approx(2.5 * half["ball"].epsilon / plan.attack_steps)
+    assert phase.attack.keywords["ball"] == plan.ball
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"objectives": {"prune": "natural"}}, "expected objectives of prune and finetune, got prune"),
         ({"epochs": {}}, "expected epochs of prune and finetune and pretrain, got none"),
         ({"objectives": {"prune": "natural", "finetune": "natral"}}, "did you mean 'natural'"),
+        ({"ramp": 1.5}, r"expected ramp in \[0, 1\], .* got 1.5"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(plan, changes, words):
@@ -255,3 +268,4 @@ def test_a_sentence_says_how_few_weights_are_enough():
     assert none.startswith("No pruned network stays within 5 points of the dense one, clean and under attack; the most")
     collapsed = scored.assign(robust_accuracy=0.1)
     assert "0.1 of the weights are enough: chosen by hydra" in pruning.verdict(collapsed, 150), "0.01 guesses"
+    assert "No network was pruned" in pruning.verdict(scored[scored.method == "dense"], 150)

@@ -110,6 +110,7 @@ def test_robust_gives_an_objective_and_the_attack_that_validates_it():
         (lambda: objectives.named("trades"), "expected an attack for the objective 'trades', got none"),
         (lambda: objectives.named("naturel"), r"unknown objective 'naturel' \(did you mean 'natural'\?\)"),
         (lambda: objectives.robust("natural", epsilon=8, step_size=1, steps=1), "8 gray levels are 8 / 255"),
+        (lambda: objectives.Ramped(float, 0.0), r"expected .* a share of the epochs in \(0, 1\], got 0.0"),
     ],
 )
 def test_faulty_objectives_are_refused(call, words):
@@ -140,6 +141,18 @@ def test_a_penalty_is_added_with_its_strength():
     assert objectives.penalized(objectives.natural, weights, 0.0) is objectives.natural
     with pytest.raises(ValueError, match="expected a penalty strength >= 0, got -1"):
         objectives.penalized(objectives.natural, weights, -1)
+
+
+def test_the_radius_grows_from_nothing_to_all_of_it():
+    """In half of four epochs of two steps; an epoch that is begun again sees the same radii."""
+    shares = []
+    ramped = objectives.Ramped(lambda share: shares.append(share) or objectives.natural, 0.5)
+    model, (x, y) = network().eval(), batch()
+    for epoch in (0, 1, 1, 2):
+        objectives.begin(ramped, model, epoch, 4, 2)
+        for _ in range(2):
+            ramped(model, x, y)
+    assert shares == [0, 0.25, 0.5, 0.75, 0.5, 0.75, 1, 1]
 
 
 def test_n_fgsm_takes_one_noisy_step_and_is_validated_under_pgd():
