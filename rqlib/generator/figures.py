@@ -99,7 +99,8 @@ def maps(points: DataFrame, classes: Sequence[str], *, title: str = "Features of
         place = {"row": index // columns + 1, "col": index % columns + 1}
         for label, some in points[points.set == name].groupby("label"):
             figure.add_trace(_dots(some, name, label, classes).update(showlegend=index == 0), **place)
-    figure.update_xaxes(title="first principal axis", row=rows)
+        if index + columns >= len(sets):  # nothing lies below
+            figure.update_xaxes(title="first principal axis", showticklabels=True, **place)
     figure.update_yaxes(title="second principal axis", col=1)
     legend = {"itemsizing": "constant", "font_size": 12}
     return figure.update_layout(title=title, height=130 + 330 * rows, margin_t=90, legend=legend)
