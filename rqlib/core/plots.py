@@ -61,6 +61,14 @@ def dash(name: str, names: Iterable[str]) -> str:
     return DASHES[known.index(name) // len(PALETTE) % len(DASHES)] if name in known else DASHES[-1]
 
 
+def error_bars(share, half) -> dict:
+    """The ``error_y`` of shares with intervals of half the width ``half`` (NaN: none), which end at 0 and at 1."""
+    share, half = (numpy.asarray(values, dtype=float) for values in (share, half))
+    above, below = numpy.minimum(half, 1 - share), numpy.minimum(half, share)
+    known = bool(numpy.isfinite(half).any())
+    return {"array": above, "arrayminus": below, "symmetric": False, "visible": known, "thickness": 1.2, "width": 3}
+
+
 def errors(accuracy, images: int):
     """The share of errors, for `accuracy_axis`; a logarithm has no 0, so no error is half an error of ``images``."""
     return numpy.maximum(1 - accuracy, 0.5 / images)

@@ -115,6 +115,17 @@ def exact() -> Iterator[Policy]:
         yield policy
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread of the processor inside the block: for small work, whose parts would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seed_everything(seed: int) -> None:
     """Seed the random numbers of Python, NumPy and torch (on all devices)."""
     random.seed(seed)

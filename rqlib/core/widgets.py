@@ -8,6 +8,8 @@ from collections.abc import Callable
 import ipywidgets
 import plotly.graph_objects as go
 
+from rqlib.core import runtime
+
 
 class Frame(ipywidgets.VBox):
     """Widgets below each other. Its live figures are drawn when it is displayed, so that none stays blank."""
@@ -34,7 +36,8 @@ class Explorer(Frame):
 
     def static(self) -> go.Figure:
         """A plain figure for the present values of the controls, for batch runs and reports."""
-        return self.draw(**{name: control.value for name, control in self.controls.items()})
+        with runtime.one_thread():  # more threads wait for each other where other programs run, many times as long
+            return self.draw(**{name: control.value for name, control in self.controls.items()})
 
     def redraw(self) -> None:
         """Draw the live figure again, for the present values of the controls."""

@@ -68,7 +68,7 @@ def _line(found: DataFrame, method: str, *, showlegend: bool) -> go.Scatter:
         showlegend=showlegend,
         mode="lines+markers",
         line={"color": shade, "dash": "dot" if method == "scratch" else "solid"},
-        error_y={"array": found.half, "visible": bool(found.half.notna().any())},
+        error_y=plots.error_bars(found["mean"], found.half),
         customdata=found["count"],
         hovertemplate=f"{METHODS[method]}, kept %{{x:g}}<br>%{{y:.4f}} over %{{customdata}} seeds<extra></extra>",
     )
@@ -110,7 +110,7 @@ def _line_of_rival(rows: DataFrame, rival: str, score: str, *, showlegend: bool)
         showlegend=showlegend,
         mode="lines+markers",
         line={"color": plots.color(name, RIVALS), "dash": "dot" if other else "solid"},
-        error_y={"array": found.half, "visible": bool(found.half.notna().any())},
+        error_y=plots.error_bars(found["mean"], found.half),
         customdata=found[["kept", "count"]],
         hovertemplate=f"{rival}, %{{x:.1f}} times smaller, kept %{{customdata[0]:g}}<br>"
         "%{y:.4f} over %{customdata[1]} seeds<extra></extra>",
@@ -176,7 +176,7 @@ def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in network
         if score in rows
     }
     clean, robust = tables["clean"], tables["robust"]
-    written = [f"{word} " + table.map("{:.3f}".format) for word, table in tables.items()]
+    written = [table.map("{:.2f}".format) for table in tables.values()]
     text = functools.reduce(lambda above, below: above + "<br>" + below, written)
     heatmap = go.Heatmap(
         z=robust.to_numpy(),
@@ -192,8 +192,8 @@ def hidden_networks(rows: DataFrame, *, title: str = "Networks hidden in network
         colorbar={"title": "robust<br>accuracy"},
     )
     figure = go.Figure(heatmap)
-    figure.update_xaxes(title="pruned for", type="category")
-    figure.update_yaxes(title="pretrained for", type="category", autorange="reversed")
+    figure.update_xaxes(title=f"pruned for (in each field: {', '.join(tables)})", type="category")
+    figure.update_yaxes(title={"text": "pretrained for", "standoff": 12}, type="category", autorange="reversed")
     return figure.update_layout(title=title, width=760, height=440)
 
 

@@ -61,9 +61,8 @@ def check(reference: nn.Module, lowered: fx.GraphModule, x: Tensor, *, arithmeti
     def repeated(name: str, signal: Tensor) -> Tensor:
         expected = codes[name]
         if expected.shape != signal.shape:  # else it does not depend on the images, as a standardized weight
-            expected = expected.repeat(repeats, *[1] * (signal.dim() - 1))
-        args = (signal.double() * worth[name], expected.double() * worth[name])
-        _compare(name, points[name], *args, arithmetic, len(many))
+            expected = expected.expand(repeats, *expected.shape).flatten(0, 1)
+        _compare(name, points[name], signal, expected, arithmetic, len(many), worth=worth[name])
         return expected
 
     with _instead(reference, points, values):
@@ -88,16 +87,23 @@ def _instead(network: nn.Module, points: dict[str, Quantized], judge: Judge) -> 
             handle.remove()
 
 
-def _compare(name: str, point: Quantized, one: Tensor, other: Tensor, arithmetic: str, images: int) -> None:
-    """Raise if two values of a signal differ by more than a step of its format."""
+def _compare(
+    name: str, point: Quantized, one: Tensor, other: Tensor, arithmetic: str, images: int, *, worth: float = 1.0
+) -> None:
+    """Raise if two values of a signal, in units of ``worth``, differ by more than a step of its format."""
+    differing = one != other  # NaN differs from everything
+    if not differing.any():
+        return
+    count, largest = one.numel(), other.abs().max().double() * worth
+    one, other = (signal[differing].double() * worth for signal in (one, other))
     step = _step(point, torch.maximum(one.abs(), other.abs()))
     differences = (one - other).abs()
-    allowed = (1 + 1e-6) * step + SLACK[arithmetic] * other.abs().max()
+    allowed = (1 + 1e-6) * step + SLACK[arithmetic] * largest
     wrong = ~(differences <= allowed)  # NaN is wrong, too
     if wrong.any():
         raise NotEqual(
             f"the integer form ({arithmetic}) differs from the quantized network first at signal {name}: "
-            f"{int(wrong.sum())} of {wrong.numel()} values are off by up to {(differences / step).max():.3g} steps of "
+            f"{int(wrong.sum())} of {count} values are off by up to {(differences / step).max():.3g} steps of "
             f"{point.format.name} in a batch of {images} images, expected at most 1; score the quantized network itself"
         )
 

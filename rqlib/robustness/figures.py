@@ -93,9 +93,9 @@ def checks(table: DataFrame) -> Styler:
     order = table.status.map([*STATUS].index)
     shown = table.loc[order.sort_values(kind="stable").index].set_index("number")
     shown = shown[["name", "status", "value", "meaning"]].rename(columns={"meaning": "holds if it passes"})
-    return shown.style.set_properties(**{"text-align": "left"}).map(
-        lambda status: f"background-color: {STATUS[status]}; color: #222222", subset=["status"]
-    )
+    left = [("text-align", "left")]
+    style = shown.style.set_properties(**dict(left)).set_table_styles([{"selector": "th", "props": left}])
+    return style.map(lambda status: f"background-color: {STATUS[status]}; color: #222222", subset=["status"])
 
 
 def loss_landscape(surface: DataFrame, *, title: str = "Loss around the images") -> go.Figure:
@@ -190,10 +190,10 @@ def before_and_after(table: DataFrame, tests: DataFrame, *, title: str = "Accura
             means, halves = zip(*(_mean_and_half(rows[column]) for _, rows in groups), strict=True)
             shown = [_stars(tests, column, name, radius) for name, _ in groups]
             bars = go.Bar(x=[name for name, _ in groups], y=means, name=column.replace("_", " "), text=shown)
-            bars.update(error_y={"array": halves, "thickness": 1.2, "width": 3}, marker={"color": shade})
+            bars.update(error_y=plots.error_bars(means, halves), customdata=halves, marker={"color": shade})
             bars.update(textposition="inside", insidetextanchor="start", textangle=-90)
             bars.update(textfont={"color": "#222222", "size": 17}, constraintext="none")
-            bars.update(hovertemplate="%{x}<br>%{y:.4f} ± %{error_y.array:.4f} %{text}<extra></extra>")
+            bars.update(hovertemplate="%{x}<br>%{y:.4f} ± %{customdata:.4f} %{text}<extra></extra>")
             figure.add_trace(bars.update(showlegend=row == 1, legendgroup=column), row=row, col=1)
     figure.update_yaxes(title="fraction", range=[0, 1.05]).update_xaxes(tickangle=-40, type="category")
     legend = {"orientation": "h", "y": -85 / (210 * len(radii))}  # below the names of the variants

@@ -59,9 +59,7 @@ class About:
     @property
     def title(self) -> str:
         """For figures: ``ResNet_18 on digits``, or ``ResNet_18, adversarial, on digits``."""
-        plain = self.objective == "natural"
-        name = self.model if plain else f"{self.model}, {self.objective}"
-        return f"{name}{'' if plain else ','} on {self.images}" if self.images else name
+        return title_of(self.model, self.objective, self.images)
 
     @property
     def history(self) -> pandas.DataFrame | None:
@@ -122,6 +120,13 @@ def network(
     about = dataclasses.replace(about, score=chance.score(model, images.validation))
     chance.warn_at_chance(model, about.title, images, about.score)
     return model, about
+
+
+def title_of(model: str, objective: str, images: str) -> str:
+    """A network, what it was trained for and its images, as titles of figures say them: `About.title`."""
+    plain = objective == "natural"
+    name = model if plain else f"{model}, {objective}"
+    return f"{name}{'' if plain else ','} on {images}" if images else name
 
 
 def others(about: About, images: ImageDataset, named: list[str] | None = None) -> dict[str, nn.Module]:

@@ -34,6 +34,9 @@ from rqlib.workbook.results import outputs_folder
 NO_IDENTITY = ("device", "run_folder")
 """Parameters that say where a run computes and writes, not what it computes."""
 
+LONGEST_TABLE = 200
+"""Of tables of so many rows a notebook shows all, and its report folds them; of longer ones the ends."""
+
 SAVE_ROWS_EVERY = 2.0
 """Seconds between two writes of an unfinished run's rows."""
 
@@ -72,6 +75,7 @@ class Run:
         self._lock = _held[notebook]
         files.sweep(self.folder)
         stopping.listen()
+        pandas.set_option("display.max_rows", LONGEST_TABLE)
         self._go_on(afresh=again)
         files.save_text(self.path("params.yaml"), plain_yaml.dump(self.parameters))
         self._write_record()

@@ -24,7 +24,11 @@ th, td { max-width: 28em; padding: 3px 10px; border: 0; text-align: right; verti
 td:first-child, th:first-child { text-align: left; }
 thead { border-bottom: 1px solid #888; }
 tbody tr:nth-child(even) { background: #F6F6F6; }
-.rqlib-answer table td { text-align: left; }
+.rqlib-answer { overflow-x: auto; }
+.rqlib-answer table { width: auto; }
+.rqlib-answer table td { text-align: left; overflow-wrap: break-word; }
+@media (max-width: 599px) {
+  .output_area td:first-child, .output_area th:first-child { max-width: 10em; overflow-wrap: anywhere; } }
 .contents ol { columns: 22em; margin: 8px 0; }
 .anchor-link { display: none; }
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
@@ -32,21 +36,61 @@ math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaV
 """
 
 DRAW = """
+const PRINTED = 680;  // pixels: the width of a figure on paper
 const narrow = () => innerWidth < 600;
-function fitted(layout) {
+const shown = text => text.replace(/<[^>]*>/g, "").length;
+function wrapped(text, most) {  // in lines of at most so many characters, if its words allow
+  const lines = [];
+  for (const part of String(text).split("<br>")) {
+    lines.push("");
+    for (const word of part.split(" ")) {
+      const line = lines.pop(), longer = line ? `${line} ${word}` : word;
+      lines.push(...(line && shown(longer) > most ? [line, word] : [longer]));
+    }
+  }
+  const cut = line => shown(line) > most && !line.includes("<") ? line.match(RegExp(`.{1,${most}}`, "g")) : [line];
+  return lines.flatMap(cut).join("<br>");
+}
+function fitted({data, layout}, width) {
+  const title = layout.title || {}, size = narrow() ? 13 : 17;
+  const text = wrapped(title.text || "", Math.floor(Math.min(width, PRINTED) / (0.58 * size)));
+  layout.title = {...title, text, font: {...title.font, size}};
+  layout.margin = {...layout.margin, t: (layout.margin?.t ?? 70) + 1.2 * size * (text.split("<br>").length - 1)};
+  if (narrow()) small(data, layout, width);
   delete layout.width;
   layout.autosize = true;
-  if (!narrow()) return layout;
-  const title = layout.title || {};
-  layout.title = {...title, font: {...title.font, size: 13}};
+}
+function small(data, layout, width) {
+  const isPicture = data.some(one => one.type === "image");
+  if (isPicture && layout.width > width) layout.height = 90 + (layout.height - 90) * width / layout.width;
   layout.font = {size: 11};
-  for (const note of layout.annotations || []) note.font = {...note.font, size: 9};
-  for (const name in layout)
-    if (/^xaxis/.test(name) && layout[name].title)
-      layout[name].title.font = {...layout[name].title.font, size: 9};  // panels side by side are narrow
   layout.margin = {...layout.margin, l: 50, r: 10};
+  const inside = width - 60, fits = share => Math.floor(share * inside / 4.4);  // characters of 9 pixels
+  const domain = name => layout[name]?.domain || [0, 1];
+  const panels = [...new Set(["xaxis", ...Object.keys(layout).filter(name => /^xaxis/.test(name))])];
+  for (const note of layout.annotations || []) {
+    note.font = {...note.font, size: 9};
+    const home = panels.map(domain).find(([from, to]) => from <= note.x && note.x <= to) || [0, 1];
+    const isHeading = note.xref === "paper" && note.xanchor === "center";
+    if (isHeading) note.text = wrapped(note.text, fits(1.15 * (home[1] - home[0])));
+  }
+  for (const name of panels) {
+    const [from, to] = domain(name), below = layout[name]?.title, across = layout[name.replace("x", "y")] ??= {};
+    if (below?.text) layout[name].title = {...below, text: wrapped(below.text, fits(to - from)), font: {size: 9}};
+    if (from > 0.05 && across.title?.text) {  // beside the panel there is no room for it
+      const place = {x: from, y: domain(name.replace("x", "y"))[1], xref: "paper", yref: "paper", xanchor: "left"};
+      const note = {...place, text: across.title.text, yanchor: "bottom", showarrow: false, font: {size: 9}};
+      layout.annotations = [...layout.annotations || [], note];
+      delete across.title;
+    }
+    const values = new Set(data.flatMap(one => Array.isArray(one.y) ? one.y : []).map(String));
+    const long = [...values].filter(one => shown(one) > 26);
+    if (!long.length) continue;
+    across.labelalias = Object.fromEntries(long.map(one => [one, wrapped(one, 26)]));
+    across.tickfont = {size: 8};
+    layout.height = Math.max(layout.height ?? 480, 26 * values.size);
+  }
   layout.legend = {...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.3, yanchor: "top", yref: "paper"};
-  return layout;
 }
 async function library() {
   const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), one => one.charCodeAt(0));
@@ -62,7 +106,9 @@ async function draw() {
   for (const place of places) {
     const figure = JSON.parse(place.querySelector("script").textContent);
     const drawn = place.querySelector(".plotly-graph-div");
-    await Plotly.newPlot(drawn, {...figure, layout: fitted(figure.layout), config: {responsive: true}});
+    fitted(figure, place.clientWidth);
+    place.style.height = drawn.style.height = `${figure.layout.height ?? 480}px`;
+    await Plotly.newPlot(drawn, {...figure, config: {responsive: true}});
   }
   const widths = width => document.querySelectorAll(".plotly-graph-div").forEach(
     one => Plotly.relayout(one, width ? {width} : {width: null, autosize: true}));

@@ -21,10 +21,15 @@ WORDS = {
     "wrm": "WRM",
     "linf": "L∞",
     "bops": "bit operations",
+    "255": "(of 255)",
+    "eot": "EOT",
+    "holm": "(Holm)",
+    "batchnorm": "BatchNorm",
+    "frechet": "Fréchet",
 }
 """Part of a column's name -> how it is said."""
 
-NAMES = {"accuracy_loss": "relative loss", "duplicate_of": "same values as"}
+NAMES = {"accuracy_loss": "relative loss", "duplicate_of": "same values as", "title": "network"}
 """A column's name -> how it is said, where its words alone would not tell."""
 
 _WHOLE = re.compile(r"-?\d+\.0+")

@@ -1,5 +1,6 @@
 import ipywidgets
 import plotly.graph_objects as go
+import torch
 
 from rqlib.core import widgets
 
@@ -29,3 +30,19 @@ def test_a_figure_is_drawn_whenever_its_frame_is_displayed(monkeypatch):
     monkeypatch.setattr(widgets, "replace", lambda live, figure: drawn.append(figure.layout.title.text))
     view._repr_mimebundle_()
     assert drawn == ["bar 4"]
+
+
+def test_a_move_is_computed_on_one_thread():
+    seen, before = [], torch.get_num_threads()
+
+    def draw(height: int) -> go.Figure:
+        seen.append(torch.get_num_threads())
+        return bars(height, "bar")
+
+    torch.set_num_threads(2)
+    try:
+        widgets.explorer(draw, height=ipywidgets.IntSlider(1, 0, 9)).controls["height"].value = 5
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]

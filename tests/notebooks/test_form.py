@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,13 @@ def test_a_cell_of_every_notebook_is_really_compared(path):
 def test_lines_of_code_are_at_most_100_characters_long(path):
     lines = [line for cell in cells(path) for line in source(cell).splitlines()]
     assert not [line for line in lines if len(line) > 100]
+
+
+@every_notebook
+def test_titles_of_figures_say_what_a_network_was_trained_for(path):
+    lines = [line for cell in cells(path) for line in source(cell).splitlines()]
+    titles = [line for line in lines if re.search(r"\btitle\b", line) and re.search(r"\{(about\.)?model\}", line)]
+    assert not titles, "expected {about.title} or workbook.title_of(...)"
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: str(path.relative_to(ROOT)))

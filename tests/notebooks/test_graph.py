@@ -101,6 +101,12 @@ def test_what_a_run_of_the_graph_leaves(graph):
     assert pandas.read_parquet(folder / "history.parquet").loss.notna().all()
 
 
+def test_the_figures_of_generated_images_are_named_in_words(graph):
+    report = (graph / "outputs" / RUNS["04_generator"] / "report.html").read_text(encoding="utf-8")
+    assert ">BatchNorm distance</th>" in report
+    assert "batchnorm_distance</th>" not in report
+
+
 def test_the_graph_runs_once_and_then_nothing(graph):
     again = command(snakemake(graph), outputs=graph / "outputs")
     assert "Nothing to be done" in again.stderr, again.stderr[-2000:]

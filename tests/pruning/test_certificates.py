@@ -83,8 +83,9 @@ def test_networks_hidden_in_others_are_certified_by_noise(plan):
     noise = pruning.Smoothing(0.25, radius=0.05, images=3, draws=[50])
     found = pruning.hidden(["smoothed"], plan, noise)
     assert found.smoothed_accuracy.between(0, 1).all()
-    text = figures.hidden_networks(found).data[0].text
-    assert all("by noise" in cell for row in text for cell in row)
+    figure = figures.hidden_networks(found)
+    assert figure.layout.xaxis.title.text == "pruned for (in each field: robust, clean, by noise)"
+    assert all(cell.count("<br>") == 2 for row in figure.data[0].text for cell in row)
 
 
 def test_phases_of_certified_objectives(plan):

@@ -34,6 +34,13 @@ def test_one_line_per_method_in_each_panel(rows):
     assert not any(line.error_y.visible for line in figures.accuracy_against_kept(rows[rows.seed == 0]).data)
 
 
+def test_the_interval_of_an_accuracy_over_few_seeds_ends_at_0_and_1(rows):
+    spread = rows.assign(robust_accuracy=rows.seed.map({0: 0.0, 1: 0.9}).fillna(0.9))
+    for line in [line for line in figures.accuracy_against_kept(spread).data[3:] if line.name != "before"]:
+        assert (line.y + line.error_y.array).max() == pytest.approx(1.0)
+        assert (line.y - line.error_y.arrayminus).min() == pytest.approx(0.0)
+
+
 def test_hidden_networks_keep_the_order_of_the_objectives():
     pairs = [(a, b) for a in ("natural", "adversarial") for b in ("none", "natural", "adversarial")]
     rows = pandas.DataFrame(pairs, columns=["pretrained_for", "pruned_for"])

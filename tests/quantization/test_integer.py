@@ -285,6 +285,15 @@ def test_an_integer_form_that_depends_on_the_batch_is_refused(monkeypatch):
     integer.lower(network, batch_size=40)
 
 
+def test_an_integer_form_that_is_not_a_number_in_a_large_batch_is_refused(monkeypatch):
+    network = quantization.ptq(Residual().eval(), INT(8), PICTURES)
+    write = requantize.Requantize.forward
+    broken = {True: torch.nan, False: 0.0}
+    monkeypatch.setattr(requantize.Requantize, "forward", lambda self, x: write(self, x) + broken[len(x) > 50])
+    with pytest.raises(derived.NotEqual, match="off by up to nan steps of U?INT_8 in a batch of 100 images"):
+        integer.lower(network)
+
+
 class Rows(nn.Module):
     """Signals with axes of one element, and linear layers whose outputs lie along the last of three or four axes."""
 

@@ -1,3 +1,6 @@
+import math
+import re
+
 import pandas
 import pytest
 import torch
@@ -104,7 +107,21 @@ def test_bars_before_and_after_have_corrected_stars_and_intervals():
     assert clean.text[place] == found[study_claims.CLEAN] == ""
     assert robust.text[list(robust.x).index("original")] == ""
     one = figures.before_and_after(made_up_study.table(seeds=1), robustness.families(made_up_study.table(seeds=1)))
-    assert one.data[0].error_y.array[0] is None
+    assert math.isnan(one.data[0].error_y.array[0])
+
+
+def test_intervals_of_shares_end_at_0_and_at_1():
+    table = made_up_study.table(seeds=3, radii=(4.0,))
+    table.loc[(table.variant == "Q+R") & (table.seed == 0), ["clean_accuracy", "robust_accuracy"]] = 0.05, 0.0
+    for bars in figures.before_and_after(table, robustness.families(table)).data:
+        assert max(bars.y + bars.error_y.array) == pytest.approx(1.0)
+        assert min(bars.y - bars.error_y.arrayminus) == pytest.approx(0.0)
+
+
+def test_the_headings_of_the_checks_stand_above_their_columns():
+    table = pandas.DataFrame({"number": [1], "name": "a", "status": "PASS", "value": "b", "meaning": "c"})
+    html = figures.checks(table).to_html()
+    assert re.search(r"#T_\w+ th \{\s*text-align: left", html)
 
 
 def test_success_against_epsilon_has_a_band_over_seeds():

@@ -63,6 +63,8 @@ def test_a_checkpoint_or_the_latest_finished_run(images):
     latest, about = workbook.network("", images)
     assert torch.equal(weights(latest), weights(second))
     assert about.objective == "trades"
+    assert about.title == f"SmallCNN, trades, on {images.title}"
+    assert about.title == workbook.title_of("SmallCNN", "trades", images.title)
 
 
 def test_a_network_by_name(images):

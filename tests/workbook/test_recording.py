@@ -48,6 +48,11 @@ def test_a_whole_run(outputs, capsys):
     assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "params.yaml", "rows.parquet", "run.json"]
 
 
+def test_a_notebook_shows_all_rows_of_a_table_of_usual_length():
+    start()
+    assert "<th>150</th>" in pandas.DataFrame({"accuracy": range(200)})._repr_html_()
+
+
 def test_rows_are_tidy_and_carry_the_scalar_parameters():
     run = start(device="cpu", run_folder="")
     run.record(seed=1, accuracy=0.5)

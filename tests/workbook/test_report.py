@@ -195,6 +195,45 @@ def test_a_browser_draws_it_without_the_network(notebook, tmp_path):
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
 
 
+PANELS = {
+    "title": "SmallCNN, adversarial, on digits: a title that is longer than a line of a phone has room for",
+    "xaxis": {"domain": [0, 0.44], "anchor": "y"},
+    "xaxis2": {"domain": [0.56, 1], "anchor": "y2", "title": "epsilon (gray levels of 255), as in the other panel"},
+    "yaxis": {"anchor": "x"},
+    "yaxis2": {"anchor": "x2", "title": "success rate (fraction)"},
+    "width": 760,
+}
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium on this machine")
+def test_on_a_phone_nothing_is_cut_and_no_title_stands_on_another_panel(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    panels = [graph_objects.Scatter(y=[1, 2]), graph_objects.Scatter(y=[1, 2], xaxis="x2", yaxis="y2")]
+    bars = graph_objects.Bar(x=[1], y=["the_mean_of_the_five_best_predictors: rational_3"], orientation="h")
+    drawn = [graph_objects.Figure(panels, PANELS), graph_objects.Figure(bars, {"title": "bars"})]
+    outputs = [v4.new_output("display_data", {report.FIGURE: json.loads(figure.to_json())}) for figure in drawn]
+    record = {"notebook": "03_fit", "title": "", "answer": "", "summary": {"best": "relative_error_params: rational_3"}}
+    boxed = v4.new_output("display_data", {"text/html": answer.box(record)})
+    cells = [v4.new_code_cell("", outputs=outputs), v4.new_code_cell("", outputs=[boxed])]
+    path = report.write(tmp_path / "a.html", executed(tmp_path / "a.ipynb", *cells))
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(offline=True, viewport={"width": 390, "height": 800}).new_page()
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelectorAll('.gtitle').length === 2", timeout=30_000)
+        ends = page.eval_on_selector_all("svg text", "all => all.map(one => one.getBoundingClientRect().right)")
+        starts = page.eval_on_selector_all("svg text", "all => all.map(one => one.getBoundingClientRect().left)")
+        headings = page.eval_on_selector_all(".annotation-text", "all => all.map(one => one.textContent)")
+        tick = page.locator(".ytick text", has_text="the_mean").bounding_box()
+        whole = page.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert min(starts) >= 0
+    assert max(ends) <= 390
+    assert "success rate (fraction)" in headings
+    assert tick["width"] < 390 / 2
+    assert whole == 390
+
+
 @pytest.mark.parametrize("notebook", sorted(files.project_root().glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
 def test_every_notebook_of_the_workbook_can_be_reported(tmp_path, notebook):
     assert "<h1" in report.write(tmp_path / "report.html", notebook).read_text()

@@ -31,6 +31,12 @@ def test_columns_are_said_in_words_and_row_numbers_are_left_out():
     assert cells(html) == ["0.1", "0.5"]
 
 
+def test_units_and_abbreviations_are_said_as_people_do():
+    names = ["epsilon_255", "without_eot", "p_holm", "title"]
+    html = readable(pandas.DataFrame([[1.5, 0.5, 0.5, "a"]], columns=names))
+    assert cells(html, "th") == ["epsilon (of 255)", "without EOT", "p (Holm)", "network"]
+
+
 def test_relative_and_absolute_losses_are_told_apart():
     assert cells(readable(pandas.DataFrame({"points_lost": [1.0], "accuracy_loss": [0.02]})), "th") == [
         "points lost",

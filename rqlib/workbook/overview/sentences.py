@@ -249,4 +249,5 @@ def _proved(section: Section) -> str:
     best = max(rows, key=lambda row: row["certified"])
     if best["certified"] == 0:
         return f"Nothing was proved within {section.proved}."
-    return f"Proved within {section.proved}: at best {percent(best['certified'])}, for {_name(best)}."
+    proved = f"Proved within {section.proved}: at best {percent(best['certified'])}, for {_name(best)}"
+    return f"{proved}; nothing within {section.unproved}." if section.unproved else f"{proved}."

@@ -34,6 +34,7 @@ class Section:
             ``balls``, ``robust 8/255`` that in another one. The float network comes first.
         balls: in which accuracy under attack was measured, first the one of most treatments.
         proved: the ball of the certified accuracies; empty if nothing was certified.
+        unproved: the ball of the attacks, if nothing was proved in it but something in ``proved``; else empty.
     """
 
     network: Network
@@ -41,6 +42,7 @@ class Section:
     rows: DataFrame
     balls: list[str]
     proved: str
+    unproved: str = ""
 
     @property
     def float_row(self) -> dict:
@@ -110,7 +112,7 @@ def _section(network: Network, figures: DataFrame) -> Section:
     others = others.assign(kind=DEFENDED, treatment=others.network.map(names))
     rows = pandas.concat([own, others], ignore_index=True)
     balls = list(rows[rows.metric == "robust"].within.value_counts().index)
-    proved = _proved_ball(rows, balls)
+    proved, unproved = _proved_balls(rows, balls)
     rows = rows[(rows.metric != "certified") | (rows.within == proved)]
     rows = rows.assign(metric=[_column(row.metric, row.within, balls) for row in rows.itertuples()])
     table = rows.pivot_table(index=["kind", "treatment"], columns="metric", values=_VALUES, aggfunc="first", sort=False)
@@ -120,18 +122,30 @@ def _section(network: Network, figures: DataFrame) -> Section:
     order = table.kind.map(KINDS.index)
     size = table.get("bits", order)
     table = table.assign(order=order, size=-size.fillna(0)).sort_values(["order", "size"], kind="stable")
-    return Section(network, title, table.drop(columns=["order", "size"]).reset_index(drop=True), balls, proved)
+    table = table.drop(columns=["order", "size"]).reset_index(drop=True)
+    return Section(network, title, table, balls, proved, unproved)
 
 
 def _column(metric: str, within: str, balls: list[str]) -> str:
     return f"{metric} {within}" if metric in ("robust", "float_robust") and within not in balls[:1] else metric
 
 
-def _proved_ball(rows: DataFrame, balls: list[str]) -> str:
-    """The ball whose certified accuracies are shown: that of the attacks if possible, else the most common."""
-    counts = rows[rows.metric == "certified"].within.value_counts()
-    common = [one for one in balls if one in counts]
-    return (common or [*counts.index, ""])[0]
+def _proved_balls(rows: DataFrame, balls: list[str]) -> tuple[str, str]:
+    """The fields ``proved`` and ``unproved`` of a section.
+
+    Shown is the ball of the attacks, else the most common; where nothing is proved in it, the largest in which anything
+    is proved, those of the maximum norm before others.
+    """
+    certified = rows[rows.metric == "certified"]
+    tried = [*certified.within.value_counts().index]
+    first = (*(one for one in balls if one in tried), *tried, "")[0]
+    found = sorted({*certified.within[certified.value > 0]}, key=_norm_and_radius)
+    return (first, "") if first in found or not found else (found[-1], first)
+
+
+def _norm_and_radius(ball: str) -> tuple[bool, float]:
+    *norm, radius = ball.split()
+    return not norm, float(radius.partition("/")[0])
 
 
 def _names(networks: list[Network]) -> dict[Network, str]:

@@ -21,10 +21,10 @@ def row(kind: str, treatment: str, *, images: float = 400, **figures: float) -> 
     return found
 
 
-def said(*rows: dict, network: Network = NETWORK) -> dict[str, str]:
+def said(*rows: dict, network: Network = NETWORK, unproved: str = "") -> dict[str, str]:
     """The paragraphs about the float network (98%, under attack 5%, 1,000 bits) and these rows."""
     whole = row(FLOAT, "float", clean=0.98, robust=0.05, bits=1000, macs=100)
-    return sentences.say(Section(network, network.title, DataFrame([whole, *rows]), ["8/255"], "8/255"))
+    return sentences.say(Section(network, network.title, DataFrame([whole, *rows]), ["8/255"], "8/255", unproved))
 
 
 def test_what_was_not_measured_is_said_to_be_so():
@@ -136,6 +136,8 @@ def test_a_defense_and_a_proof():
         in found
     )
     assert "Proved within 8/255: at best 40.0%, for adversarial at 8/255." in found
+    smaller = said(defended, unproved="16/255")[ATTACKED]
+    assert "at best 40.0%, for adversarial at 8/255; nothing within 16/255." in smaller
     nothing = said(row(DEFENDED, "adversarial at 8/255", clean=0.97, certified=0.0))[ATTACKED]
     assert "Nothing was proved within 8/255." in nothing
     other = said(defended, network=NETWORK._replace(training="sabr at 8/255"))[ATTACKED]

@@ -45,6 +45,27 @@ def test_every_treatment_of_a_network_is_one_row(outputs):
     }
 
 
+@pytest.mark.parametrize(
+    ("certified", "expected"),
+    [
+        ({"16/255": 0.0, "4/255": 0.5, "2/255": 0.9}, ("4/255", "16/255")),
+        ({"16/255": 0.1, "4/255": 0.5}, ("16/255", "")),
+        ({"16/255": 0.0, "L2 0.25": 0.9, "1/255": 0.2}, ("1/255", "16/255")),
+        ({"16/255": 0.0, "4/255": 0.0}, ("16/255", "")),
+        ({"8/255": 0.0, "4/255": 0.5}, ("4/255", "8/255")),
+        ({}, ("", "")),
+    ],
+)
+def test_proofs_are_shown_at_the_radius_of_the_attacks_or_at_the_largest_where_there_is_one(certified, expected):
+    network = networks.Network("SmallCNN", 1.0, "digits", "natural")
+    shared = {"network": network, "kind": FLOAT, "treatment": "float", "seed": (0, None), "started": 0, "report": ""}
+    shared |= {"images": 100, "how": "IBP", "low": math.nan, "high": math.nan}
+    found = [shared | {"metric": "certified", "within": ball, "value": share} for ball, share in certified.items()]
+    found += [shared | {"metric": "robust", "within": "16/255", "value": 0.5}]
+    (section,) = treatments.sections(pandas.DataFrame(found))
+    assert (section.proved, section.unproved) == expected
+
+
 def test_the_figures_of_each_notebook_arrive(outputs):
     made_up.everything(outputs)
     table = rows(sections()[0])
