@@ -127,7 +127,7 @@ def shown(job: str) -> str:
 
 def until(reached: Callable[[], bool], folder: Path) -> None:
     """Wait for a state; fail with what the jobs have logged in the folder."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400  # a requeued job may wait two minutes, and one more for the next round
     while not reached():
         assert time.monotonic() < deadline, [path.read_text() for path in folder.glob("*.log")]
         time.sleep(0.1)
