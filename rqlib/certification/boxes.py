@@ -114,4 +114,6 @@ def _through_layer(layer: nn.Module, box: Box) -> Box:
         center, radius = F.linear(center, weight, bias), F.linear(radius, weight.abs())
     else:
         center, radius = layer._conv_forward(center, weight, bias), layer._conv_forward(radius, weight.abs(), None)
-    return Box(center - radius, center + radius)
+    if torch.is_grad_enabled():
+        return Box(center - radius, center + radius)
+    return Box(center - radius, center.add_(radius))  # one array less

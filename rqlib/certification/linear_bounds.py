@@ -20,8 +20,8 @@ from rqlib.certification import boxes, lines, patches, phases, programs
 from rqlib.certification.boxes import Box
 from rqlib.certification.programs import Step
 
-COEFFICIENTS = 2**20
-"""So many coefficients of one step are held at a time, in float32 4 MiB, unless gradients need them all."""
+COEFFICIENTS = 5 * 2**18
+"""So many coefficients of one step are held at a time, in float32 5 MiB, unless gradients need them all."""
 
 
 def margins(
@@ -110,8 +110,8 @@ def _lower(steps, found: list[Box], target: int, rows: Tensor, owners: Tensor | 
     """
     if slope not in lines.SLOPES:
         raise ValueError(f"expected slope {' | '.join(lines.SLOPES)}, got {slope!r}")
-    size = max(1, COEFFICIENTS // _widest(steps, target) // rows.shape[1])
-    lower = []
+    most = max(1, COEFFICIENTS // _widest(steps, target) // rows.shape[1])
+    size, lower = math.ceil(len(rows) / max(1, math.ceil(len(rows) / most))) or 1, []  # parts of equal size
     for number, part in enumerate(rows.split(size)):
         images, places = slice(number * size, number * size + len(part)), slice(None)
         if owners is not None:
