@@ -83,13 +83,15 @@ def scores(frame: DataFrame) -> DataFrame:
     for name in names:
         known = frame.dropna(subset=[name])
         itself = prediction.scores(known.accuracy_loss, known[name])
-        left_out = prediction.leaderboard(known, [_isotonic(name)], group="network").board.iloc[0]
-        lines.append({
+        line = {
             "predictor": name, "networks": known.network.nunique(), "rows": len(known),
             "identity_r2": itself["r2"], "identity_mae": itself["mae"],
-            "held_out_r2": left_out.held_out_r2, "held_out_mae": left_out.held_out_mae,
-        })  # fmt: skip
-    table = DataFrame(lines).sort_values("held_out_r2", ascending=False)
+        }  # fmt: skip
+        if known.network.nunique() > 1:
+            left_out = prediction.leaderboard(known, [_isotonic(name)], group="network").board.iloc[0]
+            line |= {"held_out_r2": left_out.held_out_r2, "held_out_mae": left_out.held_out_mae}
+        lines.append(line)
+    table = DataFrame(lines).sort_values("identity_r2", ascending=False)
     table.loc[table.predictor.isin([FIRST_ORDER, LOGITS]), ["identity_r2", "identity_mae"]] = None  # no losses
     return table
 
