@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rqlib import data, measures
+from rqlib import data
 from rqlib.core import runtime
 from rqlib.data import datasets
 from rqlib.generator import batchnorm, sampling
@@ -36,10 +36,7 @@ def refined(generator: Generator, teacher: nn.Module, count: int = 12_800, *, se
         ValueError: as `refine` and `generator.sample`.
     """
     made = sampling.sample(generator, count, seed=seed)
-    moved = refine(made.images, teacher)
-    with runtime.exact():
-        seen = measures.logits(teacher, moved, made.labels).argmax(1)
-    return data.Split(moved, seen.to(made.labels))
+    return sampling.as_seen(teacher, refine(made.images, teacher))
 
 
 def refine(images: Tensor, teacher: nn.Module, *, passes: Sequence[int] = PASSES) -> Tensor:

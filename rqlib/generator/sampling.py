@@ -35,11 +35,15 @@ def boundary(generator: Generator, teacher: nn.Module, count: int = 12_800, *, s
     samples: Qimera, arXiv 2111.02625).
     """
     mixtures = superposed(count, len(generator.embedding), runtime.rng(seed, 1))
-    made = images(generator, mixtures, seed=seed)
-    labels = runtime.active().place(mixtures.argmax(1))
+    return as_seen(teacher, images(generator, mixtures, seed=seed))
+
+
+def as_seen(teacher: nn.Module, images: Tensor) -> data.Split:
+    """Images uint8 (N, C, H, W), each with the label that the teacher gives it."""
+    unknown = runtime.active().place(torch.zeros(len(images), dtype=torch.long))
     with runtime.exact():
-        seen = measures.logits(teacher, made, labels).argmax(1)
-    return data.Split(made, seen.to(labels))
+        seen = measures.logits(teacher, images, unknown).argmax(1)
+    return data.Split(images, seen.to(unknown))
 
 
 @torch.no_grad()

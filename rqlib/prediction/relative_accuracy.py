@@ -120,7 +120,8 @@ def _agreement(some: DataFrame) -> dict[str, float]:
     varies = some.test.nunique() > 1 and some.pseudo.nunique() > 1
     line = scipy.stats.pearsonr(some.pseudo, some.test).statistic ** 2 if varies else numpy.nan
     order = scipy.stats.spearmanr(some.pseudo, some.test).statistic if varies else numpy.nan
-    found = {"mae": _claimed(some)["mae"], "identity_r2": _claimed(some)["r2"], "linear_r2": line, "spearman": order}
+    claimed = _claimed(some)
+    found = {"mae": claimed["mae"], "identity_r2": claimed["r2"], "linear_r2": line, "spearman": order}
     if "at_chance" in some:
         guessing = some.at_chance.astype(bool)
         found |= {"above_chance_r2": _claimed(some[~guessing])["r2"], "guessing": guessing.sum()}
