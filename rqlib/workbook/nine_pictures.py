@@ -1,4 +1,4 @@
-"""Pictures of the nine families of networks, drawn from their reference table and one executed notebook.
+"""Pictures of the nine networks of the presets `nine` and `nine_small`, from their table and one executed notebook.
 
 python -m rqlib.workbook.nine_pictures DATASET      writes outputs/reference/figures/nine_*.svg
 
@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows = pandas.read_csv(folder / "nine_pseudo.csv")
     if dataset not in set(rows.dataset):
         raise ValueError(f"expected one of the data sets {', '.join(rows.dataset.unique())}, got {dataset!r}")
-    made = of_table(rows[rows.dataset == dataset])
-    made["nine_maps"] = pictures.of_notebook(_mapped(dataset) / "notebook.ipynb", "maps")
-    for name, figure in made.items():
+    for name, figure in of_table(rows[rows.dataset == dataset]).items():
         print(pictures.write(figure, folder / "figures" / f"{name}.svg"))
+    maps = pictures.of_notebook(_mapped(dataset) / "notebook.ipynb", "maps")
+    print(pictures.write(maps, folder / "figures/nine_maps.svg"))
 
 
 def _mapped(dataset: str) -> Path:

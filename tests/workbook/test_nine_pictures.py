@@ -1,4 +1,4 @@
-"""The pictures of the nine families of networks."""
+"""The pictures of the nine networks."""
 
 from pathlib import Path
 
