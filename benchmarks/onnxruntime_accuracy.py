@@ -1,15 +1,16 @@
 """What 8 and 4 bits cost ten networks of different make here, and in onnxruntime's own static quantization.
 
     python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE           3,000 test images
-    python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE 10000     8 bits by default and with biases corrected,
-                                                                            on so many test images
+    python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE 10000     8 bits by default and with zero points, on
+                                                                            so many test images, calibrated three times
 
-IMAGES and FOLDER as for `benchmarks.networks`, which trains the ten. The rows go to TABLE, a CSV file. Both sides
-see the same 256 calibration images and are scored on the same test images. onnxruntime runs without graph
-optimization, so that it computes what its quantized file says, on any processor.
+IMAGES and FOLDER as for `benchmarks.networks`, which trains the ten. The rows go to TABLE, a CSV file, after each
+network; the second command goes on where it was interrupted. Both sides see the same 256 calibration images and are
+scored on the same test images. onnxruntime runs without graph optimization, so that it computes what its quantized file
+says, on any processor. A quantized network that loses nothing gains as many images as it loses, so that accuracies
+differ by chance; `differs` is the share of images to which it gives another class than the float network.
 """
 
-import functools
 import sys
 import tempfile
 import warnings
@@ -20,6 +21,7 @@ import onnxruntime
 import pandas
 import torch
 from onnxruntime import quantization as peer
+from scipy import stats
 from torch import Tensor, nn
 
 from benchmarks.networks import SOURCES
@@ -27,6 +29,7 @@ from rqlib import data, measures, quantization, workbook
 from rqlib.core import files, machine, runtime
 
 CALIBRATION_IMAGES, TEST_IMAGES, BATCH = 256, 3000, 100
+CALIBRATIONS = 3  # of the second command, each on images of its own
 OBSERVERS = {"minmax": peer.CalibrationMethod.MinMax, "percentile": peer.CalibrationMethod.Percentile}
 
 
@@ -41,39 +44,56 @@ class _Reader(peer.CalibrationDataReader):
         return None if batch is None else {"pixels": batch.numpy()}
 
 
-def rows(name: str, folder: Path, images: data.ImageDataset, count: int, *, default_only: bool) -> list[dict]:
-    """The rows of one network on ``count`` test images; ``default_only`` is as the second command."""
+def rows(name: str, folder: Path, images: data.ImageDataset, count: int, *, calibrations: int = 0) -> list[dict]:
+    """The rows of one network on ``count`` test images, by the first command, or calibrated so many times."""
     source = {key: value for key, value in SOURCES[name].items() if key != "epochs"}
     model, about = workbook.network(source.pop("network"), images, weights=folder / f"{name}.pt", **source)
-    test, calibration = images.test.take(count), images.calibration(CALIBRATION_IMAGES)
+    test = images.test.take(count)
     with runtime.exact():
-        score = functools.partial(_ours, model, calibration, test)
-        found = [{"by": "float", "accuracy": measures.accuracy(model, *test)}]
-        for granularity in ("tensor", "channel"):
-            for ranges in ("mse",) if default_only else ("mse", "minmax", "percentile"):
-                found.append(score("INT_8", granularity, ranges, "unsigned"))
-            found.append(score("INT_8", granularity, "mse", "unsigned", repairs="bias_correction"))
-            for nonnegative in () if default_only else ("unsigned", "signed"):
-                found.append(score("INT_4", granularity, "mse", nonnegative))
-            found += [_theirs(model, calibration, test, granularity, ranges) for ranges in OBSERVERS]
+        classes = measures.logits(model, *test).argmax(1)
+        found = [{"by": "float", "accuracy": _share(classes == test.labels), "differs": 0.0}]
+        for index in range(max(calibrations, 1)):
+            first = index * CALIBRATION_IMAGES
+            calibration = images.train.images[first : first + CALIBRATION_IMAGES]
+            ours = OF_ZERO_POINTS if calibrations else OF_EVERYTHING
+            for by, quantized, settings in (("rqlib", _ours, ours), ("onnxruntime", _theirs, OF_ONNXRUNTIME)):
+                for setting in settings:
+                    given = quantized(model, calibration, test, **setting)
+                    scores = {"accuracy": _share(given == test.labels), "differs": _share(given != classes)}
+                    found.append({"by": by, **setting, "calibration": index, **scores})
     return [{"network": name, "images": images.title, **row} for row in found]
 
 
-def _ours(
-    model: nn.Module, calibration: Tensor, test: data.Split, format, granularity, ranges, nonnegative, repairs=""
-) -> dict:
-    setting = {"granularity": granularity, "ranges": ranges, "nonnegative": nonnegative}
-    network = quantization.ptq(model, format, calibration, **setting, repairs=repairs.split())
-    return {
-        "by": "rqlib",
-        "format": format,
-        **setting,
-        "repairs": repairs,
-        "accuracy": measures.accuracy(network, *test),
-    }
+def _settings(*formats_ranges_codes: tuple[str, str, str]) -> list[dict]:
+    """Each of these with one scale per tensor and one per channel."""
+    return [
+        {"format": format, "granularity": granularity, "ranges": ranges, "nonnegative": nonnegative}
+        for granularity in ("tensor", "channel")
+        for format, ranges, nonnegative in formats_ranges_codes
+    ]
 
 
-def _theirs(model: nn.Module, calibration: Tensor, test: data.Split, granularity: str, ranges: str) -> dict:
+OF_ONNXRUNTIME = _settings(*(("INT_8", ranges, "zero_point") for ranges in OBSERVERS))
+OF_ZERO_POINTS = _settings(("INT_8", "mse", "unsigned"), ("INT_8", "mse", "zero_point"))
+OF_EVERYTHING = _settings(
+    *(("INT_8", ranges, "unsigned") for ranges in ("mse", "minmax", "percentile")),
+    *((format, "mse", codes) for format in ("INT_8", "INT_4") for codes in ("zero_point", "unsigned", "signed")),
+)
+
+
+def _share(chosen: Tensor) -> float:
+    return chosen.float().mean().item()
+
+
+def _ours(model: nn.Module, calibration: Tensor, test: data.Split, *, format: str, **setting) -> Tensor:
+    """The class that each image has for a network that is quantized here."""
+    return measures.logits(quantization.ptq(model, format, calibration, **setting), *test).argmax(1)
+
+
+def _theirs(
+    model: nn.Module, calibration: Tensor, test: data.Split, *, granularity: str, ranges: str, **fixed
+) -> Tensor:
+    """The class that each image has for a network that onnxruntime has quantized: INT_8, signals with zero points."""
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "prepared", "quantized"))
         _export(model, plain, images=calibration)
@@ -87,9 +107,7 @@ def _theirs(model: nn.Module, calibration: Tensor, test: data.Split, granularity
             weight_type=peer.QuantType.QInt8,
             calibrate_method=OBSERVERS[ranges],
         )
-        accuracy = _accuracy(quantized, test)
-    setting = {"granularity": granularity, "ranges": ranges, "nonnegative": "zero point", "repairs": ""}
-    return {"by": "onnxruntime", "format": "INT_8", **setting, "accuracy": accuracy}
+        return _classes(quantized, test.images)
 
 
 def _export(model: nn.Module, path: str, *, images: Tensor) -> None:
@@ -108,45 +126,57 @@ def _export(model: nn.Module, path: str, *, images: Tensor) -> None:
         )
 
 
-def _accuracy(path: str, test: data.Split) -> float:
+def _classes(path: str, pictures: Tensor) -> Tensor:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    batches = (test.images.float() / 255).contiguous().split(BATCH)
+    batches = (pictures.float() / 255).contiguous().split(BATCH)
     logits = numpy.concatenate([session.run(None, {"pixels": batch.numpy()})[0] for batch in batches])
-    return (logits.argmax(1) == test.labels.numpy()).mean().item()
+    return torch.from_numpy(logits.argmax(1))
 
 
 def summary(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Accuracy minus onnxruntime's at 8 bits, by default and with biases corrected: mean and worst network."""
+    """Accuracy minus onnxruntime's at 8 bits in points, by the codes of signals, and the same of `differs`.
+
+    Mean over networks and calibrations, its 95% interval over networks (Student's t), and the worst network.
+    """
     eight = table[(table.format == "INT_8") & (table.nonnegative != "signed")]
-    theirs = eight[eight.by == "onnxruntime"].set_index(["granularity", "ranges", "network"]).accuracy
-    ours = eight[(eight.by == "rqlib") & (eight.ranges == "mse")]
-    ahead = {}
-    for repairs, rows in ours.groupby(ours.repairs.replace("", "default")):
-        ahead[repairs] = rows.set_index(["granularity", "network"]).accuracy - theirs
-    return pandas.concat(ahead, axis=1).groupby(["granularity", "ranges"]).agg(["mean", "min"])
+    means = eight.groupby(["by", "granularity", "ranges", "nonnegative", "network"])[["accuracy", "differs"]].mean()
+    found = []
+    for (granularity, ranges, _), theirs in means.loc["onnxruntime"].groupby(level=[0, 1, 2]):
+        for (codes,), ours in means.loc[("rqlib", granularity, "mse")].groupby(level=[0]):
+            for measure in ("accuracy", "differs"):
+                ahead = 100 * (ours[measure].droplevel(0) - theirs[measure].droplevel([0, 1, 2]))
+                half = stats.t.ppf(0.975, len(ahead) - 1) * ahead.std() / len(ahead) ** 0.5
+                worst = ahead.min() if measure == "accuracy" else ahead.max()
+                row = {"granularity": granularity, "onnxruntime": ranges, "codes": codes, "measure": measure}
+                limits = {"low": ahead.mean() - half, "high": ahead.mean() + half}
+                found.append(row | {"mean": ahead.mean()} | limits | {"worst": worst})
+    return pandas.DataFrame(found)
 
 
 def main(archive: str, folder: str, target: str, count: str = "") -> None:
     runtime.use("cpu", "float32")
     images = data.load(f"imagefolder:{archive}")
-    found: list[dict] = []
-    for name in SOURCES:
-        found += rows(name, Path(folder), images, int(count or TEST_IMAGES), default_only=bool(count))
-        of_this = [row for row in found if row["network"] == name]
-        print(pandas.DataFrame(of_this).drop(columns="images").to_string(index=False), flush=True)
     described = machine.describe()
-    table = pandas.DataFrame(found).assign(
-        calibration_images=CALIBRATION_IMAGES,
-        test_images=int(count or TEST_IMAGES),
-        machine=f"{described['processor']}, {described['cores']} cores, torch {described['torch']}",
-        onnxruntime=onnxruntime.__version__,
-        command=f"python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE {count}".rstrip(),
-    )
-    with files.atomic(Path(target)) as part:
-        table.to_csv(part, index=False, float_format="%.5g")
-    print(summary(table).round(4).to_string())
+    common = {
+        "calibration_images": CALIBRATION_IMAGES,
+        "test_images": int(count or TEST_IMAGES),
+        "machine": f"{described['processor']}, {described['cores']} cores, torch {described['torch']}",
+        "onnxruntime": onnxruntime.__version__,
+        "command": f"python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE {count}".rstrip(),
+    }
+    table = pandas.read_csv(target) if count and Path(target).exists() else pandas.DataFrame(columns=["network"])
+    for name in SOURCES:
+        if name in set(table.network):
+            continue
+        more = rows(name, Path(folder), images, int(count or TEST_IMAGES), calibrations=CALIBRATIONS if count else 0)
+        print(pandas.DataFrame(more).drop(columns="images").to_string(index=False), flush=True)
+        table = pandas.concat([table, pandas.DataFrame(more).assign(**common)], ignore_index=True)
+        with files.atomic(Path(target)) as part:
+            table.to_csv(part, index=False, float_format="%.5g")
+    print(summary(table).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -265,8 +265,8 @@ def _of_module(module: nn.Module) -> tuple[str | None, tuple[float, float]]:
     if isinstance(module, nn.ReLU6 | nn.Hardtanh):
         return CLIP, (module.min_val, module.max_val)
     if hasattr(module, "format") and hasattr(module, "scale"):
-        reach = float(module.format.max * module.scale)
-        return ROUND, (-reach if module.format.signed else 0.0, reach)
+        scale = float(module.scale)
+        return ROUND, (module.format.min * scale, module.format.max * scale)
     if layers.is_batchnorm(module) and module.running_mean is not None:
         return SCALE, UNLIMITED
     kinds = {RELU: nn.ReLU, MAX: nn.MaxPool2d, LINEAR: _LINEAR_MODULES, RESHAPE: _RESHAPING_MODULES}

@@ -133,6 +133,8 @@ def max_pool_norm(kernel: int, stride: int, dilation: int = 1) -> float:
 
 def _largest_step(format) -> float:
     """The distance between the two largest values of a number format, before scaling."""
+    if format.exponent_bits == 1:
+        return format.unit
     return format.max / (2 ** (format.mantissa_bits + 1) - 1)
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -178,23 +178,25 @@ def _sample(model: nn.Module, images: Tensor) -> Tensor:
 
 def _observe(network: nn.Module, images: Tensor, batch_size: int, *, histogram: bool) -> dict[str, Range]:
     """Name of a point -> the range of its signal over all images."""
-    maxima, minima, counts = {}, {}, {}
+    ranges: dict[str, Range] = {}
 
     def widen(name: str, signal: Tensor) -> None:
-        low, high = signal.aminmax()
-        minima[name] = torch.minimum(low.float().view(1), minima.get(name, signal.new_full((1,), torch.inf)))
-        maxima[name] = torch.maximum(torch.maximum(-low, high).float().view(1), maxima.get(name, signal.new_zeros(1)))
+        seen = Range(*(limit.float().view(1) for limit in signal.aminmax()))
+        before = ranges.get(name, seen)
+        ranges[name] = Range(torch.minimum(seen.minimum, before.minimum), torch.maximum(seen.maximum, before.maximum))
 
     def count(name: str, signal: Tensor) -> None:
-        counts[name] = counts.get(name, 0) + observers.histogram_of(signal.reshape(1, -1), maxima[name])
+        observed = ranges[name]
+        more = observers.histogram_of(signal.reshape(1, -1), observed.magnitude)
+        ranges[name] = replace(observed, counts=more if observed.counts is None else observed.counts + more)
 
     _stream(network, images, batch_size, widen)
-    for name, maximum in maxima.items():
-        if not maximum.isfinite():
+    for name, observed in ranges.items():
+        if not observed.magnitude.isfinite():
             raise ValueError(f"signal {name} is not finite on the calibration images; no format holds it")
     if histogram:
         _stream(network, images, batch_size, count)
-    return {name: Range(maximum, minima[name], counts.get(name)) for name, maximum in maxima.items()}
+    return ranges
 
 
 @torch.no_grad()

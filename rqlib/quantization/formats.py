@@ -8,7 +8,8 @@ divided by the scale ``max|x| / Q``, where Q is the largest value of the format.
 
 The unsigned form of a format (`Format.unsigned`) has as many bits and no negative values: the bit of the sign becomes
 one more mantissa bit, or one more exponent bit of a POT. It suits signals that are never negative, such as those
-behind a ReLU.
+behind a ReLU. An INT may also have a zero point z (`Format.with_zero_point`): code c stands for c - z, so that z of its
+2^n - 1 other values are negative. It suits signals that are seldom or little negative, such as those behind a SiLU.
 """
 
 import functools
@@ -31,7 +32,8 @@ class Format:
 
     ``legacy=True`` gives a FLOAT whose subnormal values are half as large as they should be, which leaves a hole below
     the smallest normal value. This is the mistake of the first implementation, kept only for comparison.
-    ``signed=False`` gives a format without negative values; a signed format's own is `unsigned`.
+    ``signed=False`` gives a format without negative values; a signed format's own is `unsigned`. ``zero_point``
+    moves an unsigned INT so that so many of its values are negative.
     A ValueError says which numbers of bits are possible.
     """
 
@@ -40,6 +42,7 @@ class Format:
     kind: str = "FLOAT"
     legacy: bool = False
     signed: bool = True
+    zero_point: int = 0
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -54,12 +57,18 @@ class Format:
             raise ValueError(f"{self.name}: exponent bits must be {expected}, got {self.exponent_bits}")
         if self.legacy and (self.kind != "FLOAT" or self.mantissa_bits == 0):
             raise ValueError(f"{self.name}: only a FLOAT with mantissa bits has subnormals, and so a legacy form")
+        if self.zero_point:
+            if self.kind != "INT" or self.signed:
+                raise ValueError(f"{self.name}: only an unsigned INT has a zero point")
+            if not 0 < self.zero_point < 2**self.bits - 1:
+                raise ValueError(f"{self.name}: the zero point must be 0..{2**self.bits - 2}; above 0 lies a value")
 
     @property
     def name(self) -> str:
-        """INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY; with a U in front if there are no negative values."""
+        """INT_8, POT_4, FLOAT_8_E4, FLOAT_8_E4_LEGACY; UINT_8 without a sign, UINT_8_Z12 with a zero point."""
         exponent = f"_E{self.exponent_bits}" if self.kind == "FLOAT" else ""
-        return f"{'' if self.signed else 'U'}{self.kind}_{self.bits}{exponent}{'_LEGACY' if self.legacy else ''}"
+        end = f"_Z{self.zero_point}" if self.zero_point else "_LEGACY" if self.legacy else ""
+        return f"{'' if self.signed else 'U'}{self.kind}_{self.bits}{exponent}{end}"
 
     @property
     def mantissa_bits(self) -> int:
@@ -81,6 +90,15 @@ class Format:
         exponent_bits = self.exponent_bits + (self.mantissa_bits == 0)
         return Format(self.bits, exponent_bits, self.kind, self.legacy, signed=False)
 
+    def with_zero_point(self, zero_point: int) -> "Format":
+        """The evenly spaced format of as many bits that has ``zero_point`` negative values; 0 gives its unsigned form.
+
+        With a zero point z the values of n bits are ``-z .. 2^n - 1 - z`` times the smallest positive one.
+        """
+        if self.exponent_bits != 1 or self.legacy:
+            raise ValueError(f"{self.name}: only evenly spaced values have a zero point")
+        return Format(self.bits, 1, "INT", signed=False, zero_point=zero_point)
+
     @property
     def significant_bits(self) -> int:
         """m + 1. A type that keeps at least as many (TF32: 11, bfloat16: 8) holds every value of the format exactly."""
@@ -93,13 +111,13 @@ class Format:
 
     @property
     def max(self) -> float:
-        """The largest value, Q = (2 - 2^-m) 2^(2^(e-1))."""
-        return (2 - 2.0**-self.mantissa_bits) * 2.0**2 ** (self.exponent_bits - 1)
+        """The largest value, Q = (2 - 2^-m) 2^(2^(e-1)); less the zero point in units."""
+        return (2 - 2.0**-self.mantissa_bits) * 2.0**2 ** (self.exponent_bits - 1) - self.zero_point * self.unit
 
     @property
     def min(self) -> float:
-        """The smallest value: -Q, or 0 without a sign."""
-        return -self.max if self.signed else 0.0
+        """The smallest value: -Q; without a sign 0, less the zero point in units."""
+        return -self.max if self.signed else -self.zero_point * self.unit + 0.0
 
     @property
     def unit(self) -> float:
@@ -126,14 +144,15 @@ class Format:
         binades = self.smallest_normal * 2.0 ** torch.arange(2**self.exponent_bits - 1, dtype=torch.float64)
         subnormals = fractions[1:] * self.smallest_normal / (2 if self.legacy else 1)
         positive = torch.cat([subnormals, torch.outer(binades, 1 + fractions).flatten()])
-        negative = -positive.flip(0) if self.signed else positive[:0]
+        negative = -positive[: len(positive) if self.signed else self.zero_point].flip(0)
+        positive = positive[: len(positive) - self.zero_point]
         return torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive]).float()
 
     def round(self, x: Tensor) -> Tensor:
         """The value of the format that is nearest to each element of x; ties go to even, the result is clipped.
 
         The result is ``round_half_even(x / step) step`` with ``step = max(2^floor(log2 |x|), smallest normal) 2^-m``,
-        clipped to +-Q, or to 0 .. Q without a sign (`rounding`). So infinities become the largest and the smallest
+        clipped to `min` .. `max` (`rounding`). So infinities become the largest and the smallest
         value. NaN stays NaN, and no zero is negative. Gradients do not pass.
 
         Args:
@@ -198,7 +217,7 @@ GRID: tuple[Format, ...] = (
 
 
 def parse(name: "str | Format") -> Format:
-    """The format of a name such as INT_8, POT_4, FLOAT_8_E4, UINT_8, FLOAT_8_E4_LEGACY or FP8_E4M3; a `Format` stays.
+    """The format of a name such as INT_8, POT_4, FLOAT_8_E4, UINT_8, UINT_8_Z12 or FP8_E4M3; a `Format` stays.
 
     A ValueError refuses an unknown name or an impossible number of bits.
     """
@@ -206,6 +225,8 @@ def parse(name: "str | Format") -> Format:
         return name
     if name in OCP:
         return OCP[name]
+    if match := re.fullmatch(r"UINT_(\d+)_Z(\d+)", name):
+        return Format(int(match[1]), 1, "INT", signed=False, zero_point=int(match[2]))
     if match := re.fullmatch(r"(U?)(INT|POT)_(\d+)", name):
         bits, signed = int(match[3]), not match[1]
         return Format(bits, 1 if match[2] == "INT" else bits - signed, match[2], signed=signed)

@@ -10,19 +10,18 @@ from rqlib.quantization.formats import Format
 
 LARGEST = 127
 LARGEST_UNSIGNED = 255
-ZERO_POINT = 128  # the instructions want one operand unsigned, so signed codes are stored as code + 128
 
 
 class Conv2d(nn.Module):
     """A convolution of 8-bit codes: float32 in and out, exact up to the rounding of sums above 2^24.
 
-    The layer has no bias, and its weights are whole numbers from -127 to 127. Codes lie in 0 .. 255 if they are
-    ``nonnegative``, else in -127 .. 127.
+    The layer has no bias, and its weights are whole numbers from -127 to 127. Codes lie in ``lowest .. lowest + 255``,
+    0 among them; the instructions want them unsigned, so they are stored less the lowest one.
     """
 
-    def __init__(self, layer: nn.Conv2d, *, nonnegative: bool):
+    def __init__(self, layer: nn.Conv2d, *, lowest: int):
         super().__init__()
-        self.zero_point = 0 if nonnegative else ZERO_POINT
+        self.zero_point = -lowest
         self.geometry = list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
         self.register_buffer("ones", torch.ones(layer.out_channels))
         self.register_buffer("zeros", torch.zeros(layer.out_channels, dtype=torch.int32))
@@ -38,19 +37,19 @@ class Conv2d(nn.Module):
         )
 
 
-def fits(layer: nn.Module, largest_code: float, *, nonnegative: bool) -> bool:
-    """Whether `Conv2d` can replace a layer whose input has codes of at most ``largest_code`` in magnitude."""
+def fits(layer: nn.Module, lowest: float, highest: float) -> bool:
+    """Whether `Conv2d` can replace a layer whose input has codes from ``lowest`` to ``highest``."""
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return False
     weight = layer.weight
-    return largest_code <= (LARGEST_UNSIGNED if nonnegative else LARGEST) and bool(
+    return highest - min(lowest, 0) <= LARGEST_UNSIGNED and bool(
         (weight.abs().amax() <= LARGEST) & (weight == weight.round()).all()
     )
 
 
 def holds(format: Format) -> bool:
     """Whether every code of a format is one of the 8-bit integers that `Conv2d` takes."""
-    return format.max / format.unit <= (LARGEST if format.signed else LARGEST_UNSIGNED)
+    return (format.max - format.min) / format.unit <= LARGEST_UNSIGNED
 
 
 @functools.cache
@@ -60,17 +59,17 @@ def available() -> bool:
     Processors without the VNNI instructions clip sums of products to 16 bits; there the answer is False.
     """
     try:
-        return all(_is_exact(groups, nonnegative) for groups in (1, 64) for nonnegative in (True, False))
+        return all(_is_exact(groups, lowest) for groups in (1, 64) for lowest in (0, -LARGEST))
     except (RuntimeError, AttributeError, TypeError):  # no oneDNN, or its operators take other arguments
         return False
 
 
-def _is_exact(groups: int, nonnegative: bool) -> bool:
-    """Whether sums of the largest possible codes are right."""
+def _is_exact(groups: int, lowest: int) -> bool:
+    """Whether sums of the largest possible codes are right, if these are 0 .. 255 or -127 .. 127."""
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=groups)
     rng = torch.Generator().manual_seed(0)
     layer.weight.data = LARGEST * torch.randint(0, 2, layer.weight.shape, generator=rng).float() * 2 - LARGEST
-    codes = torch.randint(0 if nonnegative else -1, 2, (2, 64, 8, 8), generator=rng).float()
-    codes *= LARGEST_UNSIGNED if nonnegative else LARGEST
+    codes = torch.randint(-1 if lowest else 0, 2, (2, 64, 8, 8), generator=rng).float()
+    codes *= LARGEST if lowest else LARGEST_UNSIGNED
     expected = F.conv2d(codes.double(), layer.weight.double(), padding=1, groups=groups)
-    return torch.equal(Conv2d(layer, nonnegative=nonnegative)(codes).double(), expected)
+    return torch.equal(Conv2d(layer, lowest=lowest)(codes).double(), expected)

@@ -75,9 +75,9 @@ def _in_float64(network: nn.Module) -> nn.Module:
 def best_arithmetic(network: nn.Module, device: torch.device) -> str:
     """The fastest arithmetic of a device that holds every code of a quantized network: int8 | tf32 | float32.
 
-    int8, on a processor that has it, for whole numbers from -127 to 127, or from 0 to 255 in signals that are never
-    negative: INT up to 8 bits, POT up to 3 bits, FLOAT_n_E2 up to 7 bits. tf32, on a GPU, for up to 11 significant
-    bits: `lower` in float32 under ``runtime.tf32(True)``.
+    int8, on a processor that has it, where weights are whole numbers from -127 to 127, and signals whole numbers of
+    which no two differ by more than 255: INT up to 8 bits, POT up to 3 bits, FLOAT_n_E2 up to 7 bits. tf32, on a GPU,
+    for up to 11 significant bits: `lower` in float32 under ``runtime.tf32(True)``.
     """
     weights = [fake_quantize.quantizer(layer) for _, layer in layers.weighted_layers(network)]
     formats = {step.format for step in [*weights, *network.quantizers.children()] if isinstance(step, Quantized)}
@@ -95,8 +95,7 @@ class _Signal:
         scale: None if the node holds the value itself. Codes have one number and no offset; behind a BatchNorm there
             is one per channel, and so of offset, low and high.
         sum: whether the node is a sum of codes that nothing else reads.
-        largest: the largest magnitude of the codes.
-        nonnegative: whether no code is negative.
+        lowest, highest: the range of the codes.
         is_size: whether the value is no tensor but a size of one, or computed from sizes.
     """
 
@@ -106,9 +105,14 @@ class _Signal:
     low: float | Tensor = -torch.inf
     high: float | Tensor = torch.inf
     sum: bool = False
-    largest: float = torch.inf
-    nonnegative: bool = False
+    lowest: float = -torch.inf
+    highest: float = torch.inf
     is_size: bool = False
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of the codes."""
+        return max(-self.lowest, self.highest)
 
     @property
     def is_scaled(self) -> bool:
@@ -193,8 +197,9 @@ class _Lowering:
             dtype=self.dtype,
         )
         codes = self._call(node.target, part, signal.node)
-        largest = max(-part.lowest, part.highest) if part.unit == quantizer.format.unit else torch.inf
-        return _Signal(codes, step, largest=largest, nonnegative=part.lowest >= 0)
+        if part.unit != quantizer.format.unit:  # codes are no whole numbers
+            return _Signal(codes, step)
+        return _Signal(codes, step, lowest=part.lowest, highest=part.highest)
 
     def _affine(self, node: fx.Node) -> tuple[Tensor, Tensor] | None:
         """(factor, shift) of a BatchNorm, float64, in a shape that broadcasts; None if each batch has its own."""
@@ -213,8 +218,8 @@ class _Lowering:
         channels = (-1, *[1] * (codes.dim() - 2))  # so that one number per channel broadcasts against the sums
         part = parametrizations.bake(layer)
         part.weight, part.bias = nn.Parameter(codes.to(self.dtype), requires_grad=False), None
-        if self.arithmetic == "int8" and int8.fits(part, signal.largest, nonnegative=signal.nonnegative):
-            part = int8.Conv2d(part, nonnegative=signal.nonnegative)
+        if self.arithmetic == "int8" and int8.fits(part, signal.lowest, signal.highest):
+            part = int8.Conv2d(part, lowest=min(round(signal.lowest), 0))
         scale = signal.scale * (scale if scale.numel() == 1 else scale.view(channels))
         offset = None
         if layer.bias is not None:
@@ -234,8 +239,8 @@ class _Lowering:
         moved = self._copy(node, lambda source: self.signals[source].node)
         if points.kind(self.network, node) == points.AVERAGE:  # means of codes are not whole numbers
             return _Signal(moved, signal.scale)
-        nonnegative = signal.nonnegative or points.is_relu(self.network, node)
-        return _Signal(moved, signal.scale, largest=signal.largest, nonnegative=nonnegative)
+        lowest = max(signal.lowest, 0.0) if points.is_relu(self.network, node) else signal.lowest
+        return _Signal(moved, signal.scale, lowest=lowest, highest=signal.highest)
 
     def _value(self, source: fx.Node) -> fx.Node:
         """The node that holds the value of a signal."""

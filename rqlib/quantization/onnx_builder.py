@@ -25,7 +25,8 @@ class Builder:
     Attributes:
         shapes: name of a value -> its shape; None stands for the number of images.
         shape: that of the result of the operation that is being translated, or a list of shapes.
-        codes: name of a dequantized value -> name of the integers that it was made from.
+        codes: name of a dequantized value -> names of the integers that it was made from, and of their zero point, if
+            it is not 0.
     """
 
     def __init__(self):
@@ -33,7 +34,7 @@ class Builder:
         self.nodes, self.constants, self.opset = [], {}, OPSET
         self.shapes: dict[str, Shape] = {}
         self.shape: Shape | list[Shape] = ()
-        self.codes: dict[str, str] = {}
+        self.codes: dict[str, tuple[str, str | None]] = {}
 
     def node(self, operation: str, *inputs: str, outputs: int = 1, **attributes) -> str | list[str]:
         """Add an operation; the name of its result, or a list of names if it has several."""
@@ -53,10 +54,11 @@ class Builder:
             self.opset = OPSET_OF_TWO_BITS
         return self.constants[key].name
 
-    def dequantize(self, codes: str, scale: Tensor | float) -> str:
-        """``codes scale`` with one scale."""
-        name = self.node("DequantizeLinear", codes, self.constant(scale))
-        self.codes[name] = codes
+    def dequantize(self, codes: str, scale: Tensor | float, zero_point: str | None = None) -> str:
+        """``(codes - zero_point) scale`` with one scale; without a name of a zero point it is 0."""
+        inputs = (codes, self.constant(scale), *([zero_point] if zero_point else []))
+        name = self.node("DequantizeLinear", *inputs)
+        self.codes[name] = codes, zero_point
         return name
 
     def dequantize_channels(self, codes: str, scales: Tensor, dtype: str) -> str:
@@ -74,7 +76,8 @@ class Builder:
         if factor == 1:
             return x
         if x in self.codes:
-            return self.dequantize(self.codes[x], factor)
+            codes, zero_point = self.codes[x]
+            return self.dequantize(codes, factor, zero_point)
         return self.node("Mul", x, self.constant(factor))
 
     def clip(self, x: str, low: float, high: float, dtype: str = "float32") -> str:

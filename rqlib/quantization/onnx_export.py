@@ -272,24 +272,25 @@ class _Translation:
         if format.legacy:
             raise _missing(node, f"signals in {format.name}")
         if format.exponent_bits == 1 and format.bits <= 16:
-            return self._integers(x, 1 / factor, format, largest)
+            return self._integers(x, 1 / factor, format, lowest, largest)
         x = b.clip(b.scaled(x, factor), lowest, largest)
         if format.exponent_bits == 1:
             return b.node("Round", x)
         return self._snap(x, format.smallest_normal / part.unit, format.mantissa_bits)
 
-    def _integers(self, x: str, step: float, format: Format, largest: float) -> str:
+    def _integers(self, x: str, step: float, format: Format, lowest: float, largest: float) -> str:
         """The nearest codes of an evenly spaced format, ties to even, as integers that are read back as numbers."""
-        b, low = self.builder, -largest if format.signed else 0
-        if largest > (127 if format.signed else 255):
+        b, most = self.builder, largest - lowest
+        if format.bits > 8:
             kind = "int16" if format.signed else "uint16"
-            x = b.clip(x, low * step, largest * step)
+            x = b.clip(x, lowest * step, largest * step)
         else:
-            kind = "int8" if format.signed else "uint4" if largest == 15 else "uint8"
-        codes = b.node("QuantizeLinear", x, b.constant(step), b.constant(0, kind))
-        if kind in ("int8", "uint8") and largest != 255:
-            codes = b.clip(codes, low, largest, kind)
-        return b.dequantize(codes, 1.0)
+            kind = "int8" if format.signed else "uint4" if format.bits == 4 else "uint8"
+        zero_point = b.constant(format.zero_point, kind)
+        codes = b.node("QuantizeLinear", x, b.constant(step), zero_point)
+        if kind == "int8" or (kind == "uint8" and most < 255):
+            codes = b.clip(codes, lowest + format.zero_point, largest + format.zero_point, kind)
+        return b.dequantize(codes, 1.0, zero_point if format.zero_point else None)
 
     def _snap(self, x: str, smallest: float, mantissa_bits: int) -> str:
         """Round to a floating point grid: by Veltkamp's splitting above the smallest normal value, evenly below it."""

@@ -45,9 +45,10 @@ def ptq(
         activations: the format of the signals; True for that of the weights, False to leave signals in float.
         ranges: how the range of a signal or weight becomes a scale: mse | minmax | percentile (`observers.scale`).
             With percentile, weights still use minmax.
-        nonnegative: which form of the format a signal takes that is never negative on the calibration images.
-            ``unsigned``: `Format.unsigned`, which spends no codes on negative values. ``signed``, the rule of the first
-            implementation: the format itself.
+        nonnegative: which form of the format a signal takes. ``unsigned``: `Format.unsigned`, which spends no codes on
+            negative values, if it has none on the calibration images. ``zero_point``: the same, and an INT spends
+            no more codes on negative values than a signal needs (`observers.fitting`). ``signed``, the rule of the
+            first implementation: the format itself.
         bias: ``float`` leaves biases as they are. ``seed``, the rule of the first implementation, rounds each bias in
             units of what one code of the layer's sum is worth: to a 32-bit integer for INT, to POT_8 for POT, to
             FLOAT_16_E7 for FLOAT.
@@ -126,8 +127,8 @@ def apply(
         chosen = parse(format if activations is True else activations)
         _check_signed(chosen)
         for name, observed in calibrated.signals.items():
-            fitting = observers.fitting(observed, chosen, nonnegative)
-            setattr(network.quantizers, name, Quantized(fitting, observers.scale(observed, fitting, calibrated.ranges)))
+            form, scale = observers.fitting(observed, chosen, calibrated.ranges, nonnegative)
+            setattr(network.quantizers, name, Quantized(form, scale))
     if bias == "seed":
         layer_formats.quantize_biases(network, layer_formats.SEED_BIASES)
     return network

@@ -150,15 +150,25 @@ def is_violated(margins: Tensor, worst: Tensor, y: Tensor) -> bool:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("format", [None, "INT_4", "INT_8", "POT_4", "FLOAT_8_E4"])
+@pytest.mark.parametrize(
+    ("format", "nonnegative"),
+    [
+        (None, ""),
+        ("INT_4", "unsigned"),
+        ("INT_4", "zero_point"),
+        ("INT_8", "unsigned"),
+        ("POT_4", "unsigned"),
+        ("FLOAT_8_E4", "unsigned"),
+    ],
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_no_image_in_the_ball_violates_a_bound(seed, format):
+def test_no_image_in_the_ball_violates_a_bound(seed, format, nonnegative):
     network, epsilon = Everything(seed).eval(), (0.01, 0.05, 0.2)[seed]
     if seed == 1:  # a mask
         network.last.weight.data *= torch.rand_like(network.last.weight) < 0.3
     if format:
         calibration = torch.randint(256, (32, 3, 12, 12), dtype=torch.uint8)
-        network = quantization.ptq(network, format, calibration)
+        network = quantization.ptq(network, format, calibration, nonnegative=nonnegative)
     x = torch.rand(2, 3, 12, 12)
     y = network(x).argmax(1)
     worst = smallest_seen(network, boxes.of_images(x, epsilon), y)

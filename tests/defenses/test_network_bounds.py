@@ -86,10 +86,12 @@ def test_the_means_of_small_cnn_make_its_bound_four_times_smaller():
     assert rows["truediv"] == pytest.approx(1 / min(COLOR.std))
 
 
+@pytest.mark.parametrize("nonnegative", ["unsigned", "zero_point"])
 @pytest.mark.parametrize("format", ["INT_4", "POT_4", "FLOAT_6_E2"])
-def test_a_quantized_network_stays_within_its_affine_bound(format):
+def test_a_quantized_network_stays_within_its_affine_bound(format, nonnegative):
     model = narrow("SmallCNN")
-    quantized = quantization.ptq(model, format, torch.randint(256, (32, *COLOR.shape), dtype=torch.uint8))
+    pictures = torch.randint(256, (32, *COLOR.shape), dtype=torch.uint8)
+    quantized = quantization.ptq(model, format, pictures, nonnegative=nonnegative)
     bound = lipschitz(quantized, COLOR.shape).iloc[-1]
     assert bound.offset > 0
     x = torch.rand(64, *COLOR.shape)

@@ -66,9 +66,9 @@ def test_ranges_are_those_of_the_signals(batch_size):
         calibrated.network(pictures / 255)
     for name, observed in calibrated.signals.items():
         signal = seen[f"quantizers.{name}"]
-        assert_close(observed.maximum, signal.abs().max().view(1), rtol=1e-4, atol=1e-5)
+        assert_close(observed.magnitude, signal.abs().max().view(1), rtol=1e-4, atol=1e-5)
         assert observed.counts.sum() == signal.numel()
-        expected = observers.histogram_of(signal.reshape(1, -1), observed.maximum)
+        expected = observers.histogram_of(signal.reshape(1, -1), observed.magnitude)
         assert (observed.counts - expected).abs().sum() <= 1e-3 * signal.numel() + 4
 
 

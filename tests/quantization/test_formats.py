@@ -115,6 +115,34 @@ def test_eight_unsigned_bits_round_as_torch_quantizes():
     same(format.round(x), torch.fake_quantize_per_tensor_affine(x, format.unit, 0, 0, 255))
 
 
+@pytest.mark.parametrize(("bits", "zero_point"), [(8, 12), (8, 128), (8, 254), (4, 3), (2, 1), (2, 2), (12, 700)])
+def test_a_zero_point_rounds_as_torch_quantizes(bits, zero_point):
+    form = INT(bits).with_zero_point(zero_point)
+    assert form.name == f"UINT_{bits}_Z{zero_point}"
+    assert formats.parse(form.name) == form
+    assert (form.levels / form.unit).tolist() == list(range(-zero_point, 2**bits - zero_point))
+    assert (form.min, form.max) == (form.levels[0], form.levels[-1])
+    x = torch.cat([normal_values(10_000, spread=1.0), torch.linspace(-5, 5, 10_001)])
+    same(form.round(x), torch.fake_quantize_per_tensor_affine(x, form.unit, zero_point, 0, 2**bits - 1))
+    assert FLOAT(bits + 1, 1).with_zero_point(1) == INT(bits + 1).with_zero_point(1)
+    assert INT(bits).with_zero_point(0) == INT(bits).unsigned
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: INT(4).with_zero_point(15), r"UINT_4_Z15: the zero point must be 0\.\.14; above 0 lies a value"),
+        (lambda: INT(4).with_zero_point(-1), r"the zero point must be 0\.\.14"),
+        (lambda: POT(4).with_zero_point(1), "POT_4: only evenly spaced values have a zero point"),
+        (lambda: FLOAT(8, 1, legacy=True).with_zero_point(1), "only evenly spaced values have a zero point"),
+        (lambda: formats.Format(8, 1, "INT", zero_point=1), "INT_8_Z1: only an unsigned INT has a zero point"),
+    ],
+)
+def test_impossible_zero_points_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
 @all_names
 def test_every_level_is_fixed_and_others_go_to_the_nearest(format):
     same(format.round(format.levels), format.levels)
@@ -179,7 +207,7 @@ def test_wide_formats_are_rounded_in_float64():
 
 def test_infinity_saturates_nan_stays_and_no_zero_is_negative():
     x = torch.tensor([torch.inf, -torch.inf, torch.nan, -0.0, -1e-30])
-    for format in (INT(8), POT(4), FLOAT(8, 4), FLOAT(8, 4, legacy=True), INT(8).unsigned, FLOAT(8, 4).unsigned):
+    for format in (INT(8), POT(4), FLOAT(8, 4), FLOAT(8, 4, legacy=True), INT(8).unsigned, INT(8).with_zero_point(9)):
         y = format.round(x)
         assert y[:2].tolist() == [format.max, format.min]
         assert y[2].isnan()

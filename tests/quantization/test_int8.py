@@ -17,7 +17,7 @@ def layer(inputs=6, outputs=8, **options):
 
 
 @needs_int8
-@pytest.mark.parametrize("nonnegative", [True, False])
+@pytest.mark.parametrize("lowest", [0, -127, -128, -30, -255])
 @pytest.mark.parametrize(
     "options",
     [
@@ -32,31 +32,33 @@ def layer(inputs=6, outputs=8, **options):
     ],
     ids=str,
 )
-def test_sums_are_exact(options, nonnegative):
+def test_sums_are_exact(options, lowest):
     convolution = layer(**options)
-    low, high = (0, 255) if nonnegative else (-127, 127)
-    codes = torch.randint(low, high + 1, (2, convolution.in_channels, 9, 9)).float()
+    codes = torch.randint(lowest, lowest + 256, (2, convolution.in_channels, 9, 9)).float()
     codes = codes.contiguous(memory_format=torch.channels_last)
     expected = convolution.double()(codes.double())
-    sums = int8.Conv2d(convolution, nonnegative=nonnegative)(codes)
+    sums = int8.Conv2d(convolution, lowest=lowest)(codes)
     assert sums.dtype == torch.float32
     assert torch.equal(sums.double(), expected)
 
 
 def test_what_fits():
-    assert int8.fits(layer(), 127, nonnegative=False)
-    assert not int8.fits(layer(), 128, nonnegative=False)
-    assert int8.fits(layer(), 255, nonnegative=True)
-    for largest in (256, float("inf")):
-        assert not int8.fits(layer(), largest, nonnegative=True)
+    assert int8.fits(layer(), -127, 127)
+    assert int8.fits(layer(), -255, 0)
+    assert not int8.fits(layer(), -128, 128)
+    assert int8.fits(layer(), 0, 255)
+    for highest in (256, float("inf")):
+        assert not int8.fits(layer(), 0, highest)
+    assert not int8.fits(layer(), 10, 256)  # zeros are padded
     for other in (layer(padding="same"), layer(padding=1, padding_mode="reflect"), nn.Conv1d(1, 1, 1)):
-        assert not int8.fits(other, 1, nonnegative=True)
+        assert not int8.fits(other, 0, 1)
     for value in (128.0, 0.5):
         convolution = layer()
         convolution.weight.data[0, 0, 0, 0] = value
-        assert not int8.fits(convolution, 127, nonnegative=False)
-    narrow = [format for format in (INT(8), INT(8).unsigned, INT(9), INT(9).unsigned, POT(5)) if int8.holds(format)]
-    assert narrow == [INT(8), INT(8).unsigned]
+        assert not int8.fits(convolution, -127, 127)
+    narrow = [INT(8), INT(8).unsigned, INT(8).with_zero_point(100)]
+    wide = [INT(9), INT(9).unsigned, INT(9).with_zero_point(255), POT(5)]
+    assert [format for format in narrow + wide if int8.holds(format)] == narrow
 
 
 def test_a_machine_without_the_operators_is_told_from_one_with(monkeypatch):
@@ -65,5 +67,5 @@ def test_a_machine_without_the_operators_is_told_from_one_with(monkeypatch):
 
     monkeypatch.setattr(int8, "_is_exact", missing)
     assert not int8.available.__wrapped__()
-    monkeypatch.setattr(int8, "_is_exact", lambda groups, nonnegative: nonnegative)  # saturates on signed codes
+    monkeypatch.setattr(int8, "_is_exact", lambda groups, lowest: lowest == 0)  # saturates on signed codes
     assert not int8.available.__wrapped__()

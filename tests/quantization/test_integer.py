@@ -81,6 +81,15 @@ def test_agrees_with_fake_quantization_at_every_point(name, format):
     assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["MobileNetV2", "Inception_BN"])
+def test_zero_points_agree_with_fake_quantization(name):
+    pictures = quantized_networks.images(4)
+    network = quantization.ptq(quantized_networks.network(name), INT(8), pictures, nonnegative="zero_point")
+    assert any(point.format.zero_point for point in network.quantizers.children())
+    logits, expected = logits_that_agree(network, pictures)
+    assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("format", quantization.GRID, ids=lambda format: format.name)
 def test_every_format_agrees(format):
     logits_that_agree(quantization.ptq(Residual().eval(), format, PICTURES, granularity="channel"), PICTURES)
@@ -150,11 +159,12 @@ def test_weights_are_whole_numbers_and_worth_the_weights():
 
 @pytest.mark.skipif(not int8.available(), reason="no exact 8-bit convolutions on this machine")
 @pytest.mark.parametrize("format", [INT(8), INT(3), POT(4), FLOAT(7, 2)], ids=lambda format: format.name)
+@pytest.mark.parametrize("nonnegative", ["unsigned", "zero_point"])
 @pytest.mark.parametrize("name", ["MobileNetV2", "Inception_BN", "toy"])
-def test_8_bit_instructions_give_the_codes_of_float32(name, format):
+def test_8_bit_instructions_give_the_codes_of_float32(name, format, nonnegative):
     model = Residual().eval() if name == "toy" else quantized_networks.network(name)
     pictures = quantized_networks.images(4, size=32)
-    network = quantization.ptq(model, format, pictures)
+    network = quantization.ptq(model, format, pictures, nonnegative=nonnegative)
     lowered = {kind: integer.lower(network, arithmetic=kind, batch_size=8) for kind in ("int8", "float32")}
     assert any(isinstance(module, int8.Conv2d) for module in lowered["int8"].modules())
     ours, theirs = (signals(lowered[arithmetic], pictures.float() / 255)[0] for arithmetic in ("int8", "float32"))
@@ -167,7 +177,7 @@ def test_mixed_formats_and_float_layers():
 
 
 @pytest.mark.filterwarnings("ignore:.* biases are larger than their format holds")
-@pytest.mark.parametrize("nonnegative", ["unsigned", "signed"])
+@pytest.mark.parametrize("nonnegative", ["unsigned", "zero_point", "signed"])
 def test_best_arithmetic(nonnegative):
     calibrated = calibration.calibrate(Residual().eval(), PICTURES)
 
@@ -177,7 +187,7 @@ def test_best_arithmetic(nonnegative):
 
     assert best(FLOAT(8, 4), "cuda") == "tf32"
     assert best(INT(11), "cuda") == "tf32"
-    assert best(INT(12), "cuda") == ("float32" if nonnegative == "unsigned" else "tf32")  # UINT_12 has 12 bits
+    assert best(INT(12), "cuda") == ("tf32" if nonnegative == "signed" else "float32")  # UINT_12 has 12 bits
     assert best(INT(13), "cuda") == "float32"
     assert best(INT(9), "cpu") == "float32"
     narrow = {format.name for format in quantization.GRID if best(format, "cpu") == "int8"}

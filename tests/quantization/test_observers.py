@@ -56,9 +56,53 @@ def test_an_all_zero_tensor_has_a_scale(method):
 
 def test_signals_that_are_never_negative_take_the_unsigned_form():
     negative, positive = (observers.observe(torch.tensor([[low, 1.0]])) for low in (-1e-30, 0.0))
-    assert observers.fitting(negative, INT(8)) == INT(8)
-    assert observers.fitting(positive, INT(8)) == INT(8).unsigned
-    assert observers.fitting(positive, INT(8), "signed") == INT(8)
-    assert observers.fitting(observers.observe(torch.tensor([[0.0, 1.0], [1.0, -1.0]])), INT(8)) == INT(8)
-    with pytest.raises(ValueError, match=r"expected nonnegative unsigned \| signed, got 'yes'"):
-        observers.fitting(positive, INT(8), "yes")
+    assert observers.fitting(negative, INT(8), "mse")[0] == INT(8)
+    assert observers.fitting(positive, INT(8), "mse")[0] == INT(8).unsigned
+    assert observers.fitting(positive, INT(8), "mse", "zero_point")[0] == INT(8).unsigned
+    assert observers.fitting(positive, INT(8), "mse", "signed")[0] == INT(8)
+    with pytest.raises(ValueError, match=r"expected nonnegative unsigned \| zero_point \| signed, got 'yes'"):
+        observers.fitting(positive, INT(8), "mse", "yes")
+
+
+def rounded(x, form, scale):
+    return form.round(x / scale) * scale
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_a_zero_point_spends_no_more_codes_on_negative_values_than_they_need(bits):
+    x = torch.nn.functional.silu(3 * heavy_tailed(20_000).clamp(-3, 3))
+    observed = observers.observe(x[None])
+    errors = {}
+    for nonnegative in ("unsigned", "zero_point"):
+        form, scale = observers.fitting(observed, INT(bits), "mse", nonnegative)
+        errors[nonnegative] = (rounded(x, form, scale) - x).square().mean().sqrt().item()
+    assert errors["zero_point"] < 0.65 * errors["unsigned"]  # nearly one more bit
+    form, scale = observers.fitting(observed, INT(bits), "minmax", "zero_point")
+    assert form.name.startswith(f"UINT_{bits}")
+    step = scale * form.unit
+    assert (rounded(x, form, scale) - x).abs().max() <= (0.5 + 0.5) * step  # an end moves by half a step at most
+    assert_close(step[0] * (2**bits - 1), x.max() - x.min(), atol=0, rtol=1e-5)
+
+
+def test_percentile_with_a_zero_point_clips_half_of_one_in_ten_thousand_on_each_side():
+    x = heavy_tailed()
+    x = torch.where(x > 0, 2 * x, x)
+    form, scale = observers.fitting(observers.observe(x[None]), INT(8), "percentile", "zero_point")
+    step = (scale * form.unit).item()
+    for outside in (x < form.min * scale - step, x > form.max * scale + step):
+        assert 0 < outside.float().mean() <= (1 - observers.PERCENTILE) / 2
+
+
+@pytest.mark.parametrize("method", observers.METHODS)
+@pytest.mark.parametrize("values", [[-1.0, -2.0], [-1e-30, 1.0], [-1.0, 1e-30], [-3.0, 3.0]])
+def test_any_signal_has_a_zero_point(method, values):
+    x = torch.tensor(values)
+    form, scale = observers.fitting(observers.observe(x[None]), INT(4), method, "zero_point")
+    assert (rounded(x, form, scale) - x).square().mean().sqrt() <= scale * form.unit
+    assert rounded(torch.zeros(1), form, scale) == 0
+
+
+def test_formats_that_are_not_evenly_spaced_have_no_zero_point():
+    observed = observers.observe(torch.tensor([[-0.1, 1.0]]))
+    assert observers.fitting(observed, FLOAT(8, 4), "mse", "zero_point")[0] == FLOAT(8, 4)
+    assert observers.fitting(observed, FLOAT(4, 1), "mse", "zero_point")[0].kind == "INT"

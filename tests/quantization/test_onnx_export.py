@@ -75,10 +75,12 @@ def test_the_file_is_as_large_as_its_weights(tmp_path, format, bits):
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("nonnegative", ["unsigned", "zero_point"])
 @pytest.mark.parametrize("bits", range(2, 17))
-def test_every_number_of_bits(tmp_path, bits, granularity):
+def test_every_number_of_bits(tmp_path, bits, granularity, nonnegative):
     pictures = quantized_networks.images(8, size=8)
-    network = quantization.ptq(Everything().eval(), INT(bits), pictures, granularity=granularity)
+    setting = {"granularity": granularity, "nonnegative": nonnegative}
+    network = quantization.ptq(Everything().eval(), INT(bits), pictures, **setting)
     expected, got = both(network, tmp_path / "x.onnx", pictures)
     steps = (got - expected).abs().max() / integer.lower(network).quantizers.last.value_of_code
     if granularity == "tensor" and bits <= 8:

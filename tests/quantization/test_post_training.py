@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from rqlib import measures, training
@@ -35,6 +36,20 @@ def test_training_on_the_grid_wins_accuracy_back(trained, digits):
     assert_close(INT(2).round(layer.weight / scale) * scale, layer.weight, rtol=0, atol=0)
     lowered = integer.lower(network, arithmetic="float32")
     assert measures.accuracy(lowered, *digits.test) == pytest.approx(after, abs=0.01)
+
+
+def test_signals_with_zero_points_are_nearer_to_the_float_network():
+    """Behind a SiLU a value is never below -0.28."""
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 16, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    model, pictures = nn.Sequential(*parts, nn.Linear(256, 5)).eval(), quantized_networks.images(64, size=12)
+    errors = {}
+    with torch.no_grad():
+        for nonnegative in ("unsigned", "zero_point"):
+            setting = {"activations": INT(4), "nonnegative": nonnegative}
+            network = post_training.ptq(model, INT(8), pictures, **setting)
+            errors[nonnegative] = (network(pictures / 255) - model(pictures / 255)).norm()
+    assert errors["zero_point"] < 0.9 * errors["unsigned"]
 
 
 @pytest.mark.parametrize("nonnegative", ["unsigned", "signed"])
@@ -84,7 +99,7 @@ def test_weights_and_signals_can_have_formats_of_their_own():
         ("FLOAT_8_E9", {}, r"FLOAT_8_E9: exponent bits must be 1\.\.7"),
         ("INT_8", {"granularity": "row"}, r"expected granularity tensor \| channel, got 'row'"),
         ("INT_8", {"ranges": "max"}, r"expected ranges minmax \| percentile \| mse, got 'max'"),
-        ("INT_8", {"nonnegative": "u"}, r"expected nonnegative unsigned \| signed, got 'u'"),
+        ("INT_8", {"nonnegative": "u"}, r"expected nonnegative unsigned \| zero_point \| signed, got 'u'"),
         ("UINT_8", {}, "expected a format with a sign, got UINT_8: weights are negative, too"),
         ("INT_8", {"activations": "UINT_8"}, "expected a format with a sign, got UINT_8"),
         ("INT_8", {"bias": "int"}, r"expected bias float \| seed, got 'int'"),

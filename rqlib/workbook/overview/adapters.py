@@ -115,7 +115,7 @@ def _setting(values: dict) -> str:
     """How a run quantized, where that is not the usual way: ``, one scale per channel``."""
     parts = ["one scale per channel"] if values.get("granularity", "tensor") != "tensor" else []
     parts += [f"ranges by {values['ranges']}"] if values.get("ranges", "mse") != "mse" else []
-    parts += ["signed codes"] if values.get("nonnegative", "unsigned") != "unsigned" else []
+    parts += {"signed": ["signed codes"], "zero_point": ["zero points"]}.get(values.get("nonnegative"), [])
     parts += ["rounded biases"] if values.get("bias", "float") != "float" else []
     return "".join(f", {part}" for part in parts)
 
