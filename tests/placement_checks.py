@@ -125,7 +125,12 @@ def test_quantization(images, with_batchnorm):
     calibration, test = images.calibration(16), images.test
     swept = quantization.sweep(with_batchnorm, ["INT_8", "POT_4", "FLOAT_8_E4"], calibration, *test, per_layer=True)
     assert len(swept) > 3
-    for options in ({"granularity": "channel", "bias": "seed"}, {"ranges": "minmax", "nonnegative": "signed"}):
+    settings = [
+        {"granularity": "channel", "bias": "seed"},
+        {"ranges": "minmax", "nonnegative": "signed"},
+        *({"ranges": ranges, "nonnegative": "zero_point"} for ranges in ("minmax", "percentile", "mse")),
+    ]
+    for options in settings:
         small = quantization.ptq(with_batchnorm, "INT_4", calibration, **options)
         measures.accuracy(small, *test)
         quantization.compare(with_batchnorm, small, spec=images.spec)

@@ -149,7 +149,7 @@ def _with_zero_point(observed: Range, format: Format, method: str) -> tuple[Form
         low, high = _limits_of_least_error(observed, low, high, 2**format.bits - 1)
     step = max((low + high) / (2**format.bits - 1), FLOOR)
     form = format.with_zero_point(min(round(low / step), 2**format.bits - 2))
-    return form, (observed.minimum.new_tensor([step]).double() / form.unit).float()
+    return form, torch.full_like(observed.minimum, step / form.unit)
 
 
 def _percentile_on_each_side(observed: Range, low: float, high: float) -> tuple[float, float]:
