@@ -5,10 +5,10 @@
                                                                             so many test images, calibrated three times
 
 IMAGES and FOLDER as for `benchmarks.networks`, which trains the ten. The rows go to TABLE, a CSV file, after each
-network; the second command goes on where it was interrupted. Both sides see the same 256 calibration images and are
+network; the same command goes on where it was interrupted. Both sides see the same 256 calibration images and are
 scored on the same test images. onnxruntime runs without graph optimization, so that it computes what its quantized file
-says, on any processor. A quantized network that loses nothing gains as many images as it loses, so that accuracies
-differ by chance; `differs` is the share of images to which it gives another class than the float network.
+says, on any processor. Quantization turns some right answers wrong and some wrong ones right, so that accuracies differ
+by chance, too; `differs` is the share of images to which it gives another class than the float network.
 """
 
 import sys
@@ -45,7 +45,10 @@ class _Reader(peer.CalibrationDataReader):
 
 
 def rows(name: str, folder: Path, images: data.ImageDataset, count: int, *, calibrations: int = 0) -> list[dict]:
-    """The rows of one network on ``count`` test images, by the first command, or calibrated so many times."""
+    """The rows of one network on ``count`` test images.
+
+    ``calibrations``: how often it is calibrated, in the settings of the second command; 0 for those of the first.
+    """
     source = {key: value for key, value in SOURCES[name].items() if key != "epochs"}
     model, about = workbook.network(source.pop("network"), images, weights=folder / f"{name}.pt", **source)
     test = images.test.take(count)
@@ -77,7 +80,8 @@ OF_ONNXRUNTIME = _settings(*(("INT_8", ranges, "zero_point") for ranges in OBSER
 OF_ZERO_POINTS = _settings(("INT_8", "mse", "unsigned"), ("INT_8", "mse", "zero_point"))
 OF_EVERYTHING = _settings(
     *(("INT_8", ranges, "unsigned") for ranges in ("mse", "minmax", "percentile")),
-    *((format, "mse", codes) for format in ("INT_8", "INT_4") for codes in ("zero_point", "unsigned", "signed")),
+    ("INT_8", "mse", "zero_point"),
+    *(("INT_4", "mse", codes) for codes in ("zero_point", "unsigned", "signed")),
 )
 
 
@@ -156,6 +160,16 @@ def summary(table: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.DataFrame(found)
 
 
+def _begun(target: Path, command: str) -> pandas.DataFrame:
+    """The rows that this command has written already."""
+    if not target.exists():
+        return pandas.DataFrame(columns=["network"])
+    table = pandas.read_csv(target)
+    if set(table.command) != {command} or "differs" not in table:
+        raise ValueError(f"expected a table of `{command}` in {target}, got another one; remove it, or name a new file")
+    return table
+
+
 def main(archive: str, folder: str, target: str, count: str = "") -> None:
     runtime.use("cpu", "float32")
     images = data.load(f"imagefolder:{archive}")
@@ -167,7 +181,7 @@ def main(archive: str, folder: str, target: str, count: str = "") -> None:
         "onnxruntime": onnxruntime.__version__,
         "command": f"python -m benchmarks.onnxruntime_accuracy IMAGES FOLDER TABLE {count}".rstrip(),
     }
-    table = pandas.read_csv(target) if count and Path(target).exists() else pandas.DataFrame(columns=["network"])
+    table = _begun(Path(target), common["command"])
     for name in SOURCES:
         if name in set(table.network):
             continue

@@ -65,4 +65,4 @@ def _half_gap(quantizer: nn.Module, low: Tensor, high: Tensor) -> Tensor:
     format, scale = quantizer.format, quantizer.scale
     magnitude = torch.maximum(low.abs(), high.abs()) / scale
     binade = torch.exp2(torch.floor(torch.log2(magnitude.clamp(min=format.smallest_normal))))
-    return binade * 2.0**-format.mantissa_bits * scale / 2
+    return (binade * 2.0**-format.mantissa_bits).clamp(min=format.hole) * scale / 2

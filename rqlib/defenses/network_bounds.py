@@ -132,10 +132,9 @@ def max_pool_norm(kernel: int, stride: int, dilation: int = 1) -> float:
 
 
 def _largest_step(format) -> float:
-    """The distance between the two largest values of a number format, before scaling."""
-    if format.exponent_bits == 1:
-        return format.unit
-    return format.max / (2 ** (format.mantissa_bits + 1) - 1)
+    """The largest distance between neighboring values of a number format, before scaling."""
+    last = format.smallest_normal * 2.0 ** (2**format.exponent_bits - 2)  # the largest power of two
+    return max(last * 2.0**-format.mantissa_bits, format.hole)
 
 
 def _point(height: int, width: int, row: int, column: int) -> Tensor:

@@ -9,7 +9,8 @@ divided by the scale ``max|x| / Q``, where Q is the largest value of the format.
 The unsigned form of a format (`Format.unsigned`) has as many bits and no negative values: the bit of the sign becomes
 one more mantissa bit, or one more exponent bit of a POT. It suits signals that are never negative, such as those
 behind a ReLU. An INT may also have a zero point z (`Format.with_zero_point`): code c stands for c - z, so that z of its
-2^n - 1 other values are negative. It suits signals that are seldom or little negative, such as those behind a SiLU.
+2^n values are negative, one is 0 and the others are positive. It suits signals that are seldom or little negative, such
+as those behind a SiLU.
 """
 
 import functools
@@ -32,8 +33,8 @@ class Format:
 
     ``legacy=True`` gives a FLOAT whose subnormal values are half as large as they should be, which leaves a hole below
     the smallest normal value. This is the mistake of the first implementation, kept only for comparison.
-    ``signed=False`` gives a format without negative values; a signed format's own is `unsigned`. ``zero_point``
-    moves an unsigned INT so that so many of its values are negative.
+    ``signed=False`` gives a format without negative values (a signed format's own is `unsigned`), unless it is an INT
+    with a ``zero_point``, which says how many of its values are negative.
     A ValueError says which numbers of bits are possible.
     """
 
@@ -61,7 +62,9 @@ class Format:
             if self.kind != "INT" or self.signed:
                 raise ValueError(f"{self.name}: only an unsigned INT has a zero point")
             if not 0 < self.zero_point < 2**self.bits - 1:
-                raise ValueError(f"{self.name}: the zero point must be 0..{2**self.bits - 2}; above 0 lies a value")
+                raise ValueError(
+                    f"{self.name}: the zero point must be 0..{2**self.bits - 2}, so that one value is positive"
+                )
 
     @property
     def name(self) -> str:
@@ -83,6 +86,8 @@ class Format:
         powers of two has no mantissa; there it becomes an exponent bit, and POT_8, whose powers already span float32,
         stays as it is. Formats of equal values have unsigned forms of equal values (that of POT_2 is UINT_2).
         """
+        if self.zero_point:
+            return self.with_zero_point(0)
         if not self.signed or (self.exponent_bits == LARGEST_EXPONENT_BITS and self.mantissa_bits == 0):
             return self
         if self.exponent_bits == 1:  # evenly spaced values stay evenly spaced
@@ -91,9 +96,9 @@ class Format:
         return Format(self.bits, exponent_bits, self.kind, self.legacy, signed=False)
 
     def with_zero_point(self, zero_point: int) -> "Format":
-        """The evenly spaced format of as many bits that has ``zero_point`` negative values; 0 gives its unsigned form.
+        """The unsigned INT of as many bits with this zero point, for a format whose values are evenly spaced.
 
-        With a zero point z the values of n bits are ``-z .. 2^n - 1 - z`` times the smallest positive one.
+        Its values are ``-zero_point .. 2^n - 1 - zero_point`` times the smallest positive one.
         """
         if self.exponent_bits != 1 or self.legacy:
             raise ValueError(f"{self.name}: only evenly spaced values have a zero point")
@@ -111,18 +116,23 @@ class Format:
 
     @property
     def max(self) -> float:
-        """The largest value, Q = (2 - 2^-m) 2^(2^(e-1)); less the zero point in units."""
+        """The largest value, Q = (2 - 2^-m) 2^(2^(e-1)), minus ``zero_point * unit``."""
         return (2 - 2.0**-self.mantissa_bits) * 2.0**2 ** (self.exponent_bits - 1) - self.zero_point * self.unit
 
     @property
     def min(self) -> float:
-        """The smallest value: -Q; without a sign 0, less the zero point in units."""
+        """The smallest value: -Q, or without a sign ``-zero_point * unit``."""
         return -self.max if self.signed else -self.zero_point * self.unit + 0.0
 
     @property
     def unit(self) -> float:
         """The smallest positive value, a power of two. Every value is a whole multiple of it."""
         return self.smallest_normal * 2.0**-self.mantissa_bits / (2 if self.legacy else 1)
+
+    @property
+    def hole(self) -> float:
+        """The distance between the largest subnormal and the smallest normal value of a legacy format; else 0."""
+        return self.smallest_normal / 2 + self.unit if self.legacy else 0.0
 
     @property
     def duplicate_of(self) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rqlib.core import layers
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.quantization import bias_correction, calibration, equalization, layer_formats, observers
+from rqlib.quantization import bias_correction, calibration, equalization, layer_formats, signal_forms
 from rqlib.quantization.calibration import Calibrated
 from rqlib.quantization.fake_quantize import Quantized
 from rqlib.quantization.formats import Format, parse
@@ -45,10 +45,10 @@ def ptq(
         activations: the format of the signals; True for that of the weights, False to leave signals in float.
         ranges: how the range of a signal or weight becomes a scale: mse | minmax | percentile (`observers.scale`).
             With percentile, weights still use minmax.
-        nonnegative: which form of the format a signal takes. ``unsigned``: `Format.unsigned`, which spends no codes on
-            negative values, if it has none on the calibration images. ``zero_point``: the same, and an INT spends
-            no more codes on negative values than a signal needs (`observers.fitting`). ``signed``, the rule of the
-            first implementation: the format itself.
+        nonnegative: which form of the format a signal takes (`signal_forms.fitting`). ``unsigned``: `Format.unsigned`,
+            which spends no codes on negative values, if the signal has none on the calibration images. ``zero_point``:
+            the same for signals that have none, and for the others an evenly spaced format spends only as many codes on
+            negative values as they need. ``signed``, the rule of the first implementation: the format itself.
         bias: ``float`` leaves biases as they are. ``seed``, the rule of the first implementation, rounds each bias in
             units of what one code of the layer's sum is worth: to a 32-bit integer for INT, to POT_8 for POT, to
             FLOAT_16_E7 for FLOAT.
@@ -110,7 +110,7 @@ def apply(
     """
     if granularity not in layer_formats.GRANULARITIES:
         raise ValueError(f"expected granularity {' | '.join(layer_formats.GRANULARITIES)}, got {granularity!r}")
-    observers.check_nonnegative(nonnegative)
+    signal_forms.check(nonnegative)
     if bias not in BIASES:
         raise ValueError(f"expected bias {' | '.join(BIASES)}, got {bias!r}")
     if bias == "seed" and (activations is False or not calibrated.signals):
@@ -127,7 +127,7 @@ def apply(
         chosen = parse(format if activations is True else activations)
         _check_signed(chosen)
         for name, observed in calibrated.signals.items():
-            form, scale = observers.fitting(observed, chosen, calibrated.ranges, nonnegative)
+            form, scale = signal_forms.fitting(observed, chosen, calibrated.ranges, nonnegative)
             setattr(network.quantizers, name, Quantized(form, scale))
     if bias == "seed":
         layer_formats.quantize_biases(network, layer_formats.SEED_BIASES)
@@ -138,7 +138,7 @@ def _check_signed(format: Format) -> None:
     if not format.signed:
         raise ValueError(
             f"expected a format with a sign, got {format.name}: weights are negative, too, and signals that are never "
-            "negative take the unsigned form of a format by themselves (nonnegative='unsigned')"
+            "negative take the unsigned form of a format by themselves (nonnegative='unsigned' or 'zero_point')"
         )
 
 

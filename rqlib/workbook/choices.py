@@ -14,7 +14,7 @@ from rqlib.defenses import activations, gram, quantized_weights
 from rqlib.models import conventions
 from rqlib.prediction import fits, published, shipped
 from rqlib.pruning import algorithms, experiments, masks, rivals
-from rqlib.quantization import layer_formats, observers, post_training
+from rqlib.quantization import layer_formats, observers, post_training, signal_forms
 from rqlib.training import objectives
 from rqlib.training.certified_objectives import CERTIFIED
 from rqlib.workbook import results
@@ -110,7 +110,7 @@ CHECKS: list[tuple[Callable[[str], object], str]] = [
     (quantization.parse, "formats *_formats *_format"),
     (_one_of("granularity", layer_formats.GRANULARITIES, ""), "granularity"),
     (_one_of("ranges", observers.METHODS, ""), "ranges"),
-    (_one_of("nonnegative", observers.NONNEGATIVE, ""), "nonnegative"),
+    (_one_of("nonnegative", signal_forms.NONNEGATIVE, ""), "nonnegative"),
     (_one_of("bias", post_training.BIASES), "bias"),
     (_one_of("source", shipped.TABLES), "source"),
     (_one_of("family", fits.FAMILIES), "family"),

@@ -159,6 +159,7 @@ def is_violated(margins: Tensor, worst: Tensor, y: Tensor) -> bool:
         ("INT_8", "unsigned"),
         ("POT_4", "unsigned"),
         ("FLOAT_8_E4", "unsigned"),
+        ("FLOAT_5_E2_LEGACY", "unsigned"),
     ],
 )
 @pytest.mark.parametrize("seed", range(3))

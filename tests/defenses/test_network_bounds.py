@@ -87,7 +87,7 @@ def test_the_means_of_small_cnn_make_its_bound_four_times_smaller():
 
 
 @pytest.mark.parametrize("nonnegative", ["unsigned", "zero_point"])
-@pytest.mark.parametrize("format", ["INT_4", "POT_4", "FLOAT_6_E2"])
+@pytest.mark.parametrize("format", ["INT_4", "POT_4", "FLOAT_6_E2", "FLOAT_6_E1_LEGACY"])
 def test_a_quantized_network_stays_within_its_affine_bound(format, nonnegative):
     model = narrow("SmallCNN")
     pictures = torch.randint(256, (32, *COLOR.shape), dtype=torch.uint8)

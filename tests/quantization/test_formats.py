@@ -125,13 +125,16 @@ def test_a_zero_point_rounds_as_torch_quantizes(bits, zero_point):
     x = torch.cat([normal_values(10_000, spread=1.0), torch.linspace(-5, 5, 10_001)])
     same(form.round(x), torch.fake_quantize_per_tensor_affine(x, form.unit, zero_point, 0, 2**bits - 1))
     assert FLOAT(bits + 1, 1).with_zero_point(1) == INT(bits + 1).with_zero_point(1)
-    assert INT(bits).with_zero_point(0) == INT(bits).unsigned
+    assert form.unsigned == INT(bits).with_zero_point(0) == INT(bits).unsigned
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: INT(4).with_zero_point(15), r"UINT_4_Z15: the zero point must be 0\.\.14; above 0 lies a value"),
+        (
+            lambda: INT(4).with_zero_point(15),
+            r"UINT_4_Z15: the zero point must be 0\.\.14, so that one value is positive",
+        ),
         (lambda: INT(4).with_zero_point(-1), r"the zero point must be 0\.\.14"),
         (lambda: POT(4).with_zero_point(1), "POT_4: only evenly spaced values have a zero point"),
         (lambda: FLOAT(8, 1, legacy=True).with_zero_point(1), "only evenly spaced values have a zero point"),
