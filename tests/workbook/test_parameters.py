@@ -290,7 +290,7 @@ RIGHT = [
     ("activation", "jacob_ema_4"),
     ("weight_format", "range_8"),
     ("device", "cuda:3"),
-    ("known", "outputs/reference/pseudo.csv"),
+    ("known", "outputs/reference/nine_pseudo.csv"),
     ("others", []),
 ]
 
