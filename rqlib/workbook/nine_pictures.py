@@ -8,8 +8,10 @@ python -m rqlib.workbook.nine_pictures DATASET      writes outputs/reference/fig
 """
 
 import argparse
+import base64
 from pathlib import Path
 
+import numpy
 import pandas
 import plotly.graph_objects as go
 from pandas import DataFrame
@@ -22,6 +24,7 @@ from rqlib.workbook import pictures, results
 
 FEATURE, FAMILY = "js_macs", "rational_3"
 MAPPED = "ResNet_18"
+POINTS = 30  # of each class and kind of images, so that the file stays small
 
 
 def of_table(rows: DataFrame) -> dict[str, go.Figure]:
@@ -52,7 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, figure in of_table(rows[rows.dataset == dataset]).items():
         print(pictures.write(figure, folder / "figures" / f"{name}.svg"))
     maps = pictures.of_notebook(_mapped(dataset) / "notebook.ipynb", "maps")
+    maps.for_each_trace(lambda trace: trace.update(x=_first(trace.x), y=_first(trace.y)))
     print(pictures.write(maps, folder / "figures/nine_maps.svg"))
+
+
+def _first(values: dict) -> numpy.ndarray:
+    """The first points of a trace, which a notebook holds as base64 text of a type of numpy."""
+    return numpy.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])[:POINTS]
 
 
 def _mapped(dataset: str) -> Path:
