@@ -6,9 +6,12 @@ import secrets
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 CONFIGURED = Path("/etc/slurm/slurm.conf")  # Snakemake's plugin removes SLURM_CONF from the environment
@@ -64,9 +67,16 @@ def missing() -> str:
 def running(folder: Path) -> Iterator[None]:
     """Inside the block jobs can be submitted to the partition ``gpu``; all daemons end with it.
 
+    A machine has one configured Slurm, so another process that asks for one waits until this one has ended.
+
     Raises:
         RuntimeError: the node does not come up; says what the daemons have logged.
     """
+    with FileLock(Path(tempfile.gettempdir()) / "slurm_of_tests.lock"):
+        yield from _alone(folder)
+
+
+def _alone(folder: Path) -> Iterator[None]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)

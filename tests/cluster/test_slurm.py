@@ -25,9 +25,9 @@ WORKFLOW = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def slurm(tmp_path_factory):
-    """A running Slurm; skipped with the reason where there can be none."""
+    """A running Slurm of the test's own; skipped with the reason where there can be none."""
     if reason := single_node.missing():
         pytest.skip(reason)
     with single_node.running(tmp_path_factory.mktemp("slurm")):
