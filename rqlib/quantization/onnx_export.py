@@ -285,7 +285,7 @@ class _Translation:
             kind = "int16" if format.signed else "uint16"
             x = b.clip(x, lowest * step, largest * step)
         else:
-            is_nibble = format.bits == 4 and not format.zero_point  # onnxruntime's optimizer takes no other of 4 bits
+            is_nibble = format.bits == 4 and not format.zero_point  # onnxruntime's optimizer fails on 4 bits with one
             kind = "int8" if format.signed else "uint4" if is_nibble else "uint8"
         zero_point = b.constant(format.zero_point, kind)
         codes = b.node("QuantizeLinear", x, b.constant(step), zero_point)

@@ -1,6 +1,6 @@
 """Pictures of the nine networks of the presets `nine` and `nine_small`, from their table and one executed notebook.
 
-python -m rqlib.workbook.nine_pictures DATASET      writes outputs/reference/figures/nine_*.svg
+python -m rqlib.workbook.nine_pictures DATASET [--mapped DATASET]      writes outputs/reference/figures/nine_*.svg
 
 - nine_curves: the loss of each network in 43 formats against one similarity of its weights, and its own curve;
 - nine_maps: where real and generated images of ResNet_18 lie, from the cell of `04_generator` that is tagged ``maps``;
@@ -47,14 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.nine_pictures", description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help="as in the column dataset of nine_pseudo.csv, such as digits")
-    dataset = parser.parse_args(arguments).dataset
+    parser.add_argument("--mapped", metavar="DATASET", help="that of the network in the maps; else the same")
+    given = parser.parse_args(arguments)
+    dataset = given.dataset
     folder = files.project_root() / pictures.REFERENCE
     rows = pandas.read_csv(folder / "nine_pseudo.csv")
     if dataset not in set(rows.dataset):
         raise ValueError(f"expected one of the data sets {', '.join(rows.dataset.unique())}, got {dataset!r}")
     for name, figure in of_table(rows[rows.dataset == dataset]).items():
         print(pictures.write(figure, folder / "figures" / f"{name}.svg"))
-    maps = pictures.of_notebook(_mapped(dataset) / "notebook.ipynb", "maps")
+    maps = pictures.of_notebook(_mapped(given.mapped or dataset) / "notebook.ipynb", "maps")
     maps.for_each_trace(lambda trace: trace.update(x=_first(trace.x), y=_first(trace.y)))
     print(pictures.write(maps, folder / "figures/nine_maps.svg"))
 

@@ -77,6 +77,7 @@ def running(folder: Path) -> Iterator[None]:
 
 
 def _alone(folder: Path) -> Iterator[None]:
+    """Start the daemons, and end them when the caller is done."""
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)

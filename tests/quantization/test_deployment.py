@@ -12,6 +12,19 @@ from rqlib.quantization import deployment, integer, onnx_builder
 from tests import quantized_networks
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_the_optimizer_takes_zero_points(tmp_path, bits):
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Flatten()]
+    model, pictures = nn.Sequential(*parts, nn.Linear(200, 5)).eval(), quantized_networks.images(40, size=16)
+    network = quantization.ptq(model, f"INT_{bits}", pictures, nonnegative="zero_point")
+    assert any(point.format.zero_point for point in network.quantizers.children())
+    labels = model(pictures / 255).argmax(1)
+    rows = quantization.deploy(network, tmp_path / "x.onnx", pictures, labels).set_index("setting")
+    assert rows.deployed_accuracy.notna().all()
+    assert rows.differing["optimization off"] == 0
+
+
 @pytest.mark.parametrize("format", ["INT_8", "INT_4"])
 def test_without_optimization_nothing_differs(trained, digits, tmp_path, format):
     images, labels = digits.test.take(200)
