@@ -79,6 +79,11 @@ class Format:
         return self.bits - self.signed - self.exponent_bits
 
     @property
+    def is_evenly_spaced(self) -> bool:
+        """Whether neighboring values are equally far apart: INT, POT_2, FLOAT_n_E1."""
+        return self.exponent_bits == 1 and not self.legacy
+
+    @property
     def unsigned(self) -> "Format":
         """The format of as many bits without negative values, for signals that are never negative.
 
@@ -100,7 +105,7 @@ class Format:
 
         Its values are ``-zero_point .. 2^n - 1 - zero_point`` times the smallest positive one.
         """
-        if self.exponent_bits != 1 or self.legacy:
+        if not self.is_evenly_spaced:
             raise ValueError(f"{self.name}: only evenly spaced values have a zero point")
         return Format(self.bits, 1, "INT", signed=False, zero_point=zero_point)
 

@@ -14,7 +14,7 @@ METHODS = ("minmax", "percentile", "mse")
 PERCENTILE = 0.9999
 BINS = 2048
 FLOOR = 1e-12  # so that a tensor of zeros has a scale, too
-_CANDIDATES = torch.linspace(0.01, 1, 100)  # limits that ``mse`` tries, in units of the largest magnitude
+CANDIDATES = torch.linspace(0.01, 1, 100)  # limits that ``mse`` tries, in units of the largest magnitude
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def covering(counts: Tensor, share: float) -> Tensor:
 
 def _least_error(observed: Range, format: Format) -> Tensor:
     """The limit of least error; in units of the maximum one table of errors (candidates, BINS) serves all rows."""
-    candidates = _CANDIDATES.to(observed.counts.device)
+    candidates = CANDIDATES.to(observed.counts.device)
     middles = centers(candidates)
     steps = candidates[:, None] / format.max
     errors = (format.round(middles / steps) * steps - middles).square()

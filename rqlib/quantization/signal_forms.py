@@ -12,7 +12,6 @@ from rqlib.quantization.formats import Format
 from rqlib.quantization.observers import Range
 
 NONNEGATIVE = ("unsigned", "zero_point", "signed")
-_PARTS = torch.linspace(0.01, 1, 100, dtype=torch.float64)  # of a limit, which ``mse`` tries
 
 
 def check(word: str) -> None:
@@ -35,7 +34,7 @@ def fitting(observed: Range, format: Format, method: str, nonnegative: str = "un
     """
     check(nonnegative)
     negative = bool((observed.minimum < 0).any())
-    if negative and nonnegative == "zero_point" and format.exponent_bits == 1 and not format.legacy:
+    if negative and nonnegative == "zero_point" and format.is_evenly_spaced:
         return _with_zero_point(observed, format, method)
     form = format if negative or nonnegative == "signed" else format.unsigned
     return form, observers.scale(observed, form, method)
@@ -88,15 +87,17 @@ def _of_least_error(observed: Range, below: Tensor, above: Tensor, most: int) ->
     values, and the steps that the signed format would try. Where a step is smaller than a bin of the histogram, its
     mean-square error of rounding is ``step^2 / 12``.
     """
-    whole = torch.ones_like(_PARTS)
-    lower, upper = torch.cat([_PARTS, _PARTS, whole]) * below, torch.cat([_PARTS, whole, _PARTS]) * above
-    zero_points, steps = _aligned(lower, upper, most)
-    signed = most // 2 * whole  # the zero point with which all values of the signed format are values
-    zero_points = torch.cat([zero_points, 0 * whole, signed])
-    steps = torch.cat([steps, _PARTS * above / most, _PARTS * torch.maximum(below, above) / signed])
+    parts = observers.CANDIDATES.double()
+    whole, no_negative = torch.ones_like(parts), torch.zeros_like(parts)
+    zero_points, steps = _aligned(
+        torch.cat([parts, parts, whole]) * below, torch.cat([parts, whole, parts]) * above, most
+    )
+    as_signed = torch.full_like(parts, most // 2)  # with it all values of the signed format are values
+    zero_points = torch.cat([zero_points, no_negative, as_signed])
+    steps = torch.cat([steps, parts * above / most, parts * torch.maximum(below, above) / as_signed])
     step, zero_point = steps[:, None], zero_points[:, None]
     magnitude = observed.magnitude.double().cpu()
-    centers, is_fine = magnitude * observers.centers(_PARTS), step < magnitude / observers.BINS
+    centers, is_fine = magnitude * observers.centers(parts), step < magnitude / observers.BINS
     error = torch.zeros_like(steps)
     for values, counts in zip((-centers, centers), observed.counts[0].cpu(), strict=True):
         some = counts > 0
