@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -78,7 +79,12 @@ def declared(notebook: str | Path) -> dict[str, str]:
 
 
 def _execute(notebook: str | Path, out: Path, values: dict) -> None:
-    """Let papermill talk to its kernel by sockets in a private folder, so that kernels never compete for a port."""
+    """Let papermill talk to its kernel by sockets in a private folder, so that kernels never compete for a port.
+
+    It warns of parameters that it does not find in the notebook, and finds none of the type ``int | None``. All are
+    checked already, so that it need not warn.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     with _private_folder() as sockets:
         papermill.execute_notebook(
             notebook,

@@ -24,6 +24,7 @@ PARAMETERS = """
 epochs: int = 2  # passes over the data
 rate: float = 0.1  # learning rate
 seeds: list[int] = [0, 1]  # seeds
+images: int | None = None  # so many images
 """.strip()
 RECORDS = [
     "from rqlib import workbook\nrun = workbook.Run('05_tiny', globals())",
@@ -59,7 +60,7 @@ def command(module: str, *arguments) -> subprocess.CompletedProcess:
 
 def test_a_whole_run_with_its_report(notebook, tmp_path):
     values, more, out = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "deep" / "out.ipynb"
-    values.write_text("epochs: 9\nrate: 1e-3\n")
+    values.write_text("epochs: 9\nrate: 1e-3\nimages: 5\n")
     more.write_text("epochs: 7\n")
     page = tmp_path / "deep" / "out.html"
     done = command(
@@ -67,9 +68,10 @@ def test_a_whole_run_with_its_report(notebook, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "recorded" in done.stdout
+    assert "unknown parameter" not in done.stderr  # all are declared
     (folder,) = (tmp_path / "outputs" / "05_tiny").iterdir()
     record = json.loads((folder / "run.json").read_text())
-    expected = {"epochs": 7, "rate": 0.001, "seeds": [3, 4]}
+    expected = {"epochs": 7, "rate": 0.001, "seeds": [3, 4], "images": 5}
     assert (record["status"], record["parameters"]) == ("done", expected)
     frame = workbook.collect("05_tiny", tmp_path / "outputs")
     assert frame.accuracy.tolist() == [0.001 * 7 * 3, 0.001 * 7 * 4]
