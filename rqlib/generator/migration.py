@@ -71,15 +71,17 @@ def calibrations(
     real: data.Split,
     *,
     formats: Iterable[Format | str] = ("INT_8", "FLOAT_8_E4"),
+    **options,
 ) -> DataFrame:
     """How good calibration images are: the accuracy on real images of a network that was calibrated on each set.
 
-    One row per format: format, the accuracy for every name of ``images``, float (accuracy of the float network).
+    One row per format: format, the accuracy for every name of ``images``, float (accuracy of the float network). The
+    options (granularity, ranges, nonnegative, bias) are those of `quantization.sweep`.
     """
     formats = list(formats)
     accuracies = DataFrame()
     for name, some in images.items():
-        rows = quantization.sweep(model, formats, some, *real, measures=[]).set_index("format")
+        rows = quantization.sweep(model, formats, some, *real, measures=[], **options).set_index("format")
         accuracies[name] = rows.accuracy
     return accuracies.assign(float=rows.float_accuracy).reset_index()
 
@@ -101,7 +103,7 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         others: rows of networks measured before (`measured_before`); rows of the same network are left out, and so
             are those of another setting. With fewer than three networks the loss on generated images is the
             prediction, of the first set of `published.GENERATORS` that was measured, and the interval is unknown.
-        level: of the interval; a few networks reach a lower one (`prediction.reachable`).
+        level: of the interval; a few networks reach a lower one (`prediction.Forecast`).
 
     Returns:
         One row per format: format, predicted, lower, upper, level (the one that the intervals are made for), ...
@@ -115,9 +117,9 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
     others = DataFrame({"model": []}) if others is None else _like(rows, others[~others.model.isin(rows.model)])
     if others.model.nunique() >= FEWEST:
-        level = prediction.reachable(level, others.model.nunique())
         trial = prediction.leaderboard(others, level=level)
-        return prediction.forecast(trial, others, rows, level=level).table.assign(level=level)
+        found = prediction.forecast(trial, others, rows, level=level)
+        return found.table.assign(level=found.level)
     print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {label(first)}")
     columns = [name for name in ("format", "bits", "coded_bits", TARGET) if name in rows]
     found = rows[columns].assign(storage=rows.bits / 32, predicted=rows[first], lower=math.nan, upper=math.nan)

@@ -48,7 +48,8 @@ def refine(images: Tensor, teacher: nn.Module, *, passes: Sequence[int] = PASSES
         passes: forward and backward passes; the images take the numbers in turn.
 
     Raises:
-        ValueError: the teacher has no BatchNorm with running statistics; a number of passes below 1, or none.
+        ValueError: the teacher has no BatchNorm with running statistics, or images pass through none; a number of
+            passes below 1, or none.
     """
     if not batchnorm.keeping(teacher):
         raise ValueError("expected a network with BatchNorms that keep statistics, got one without; use `boundary`")
@@ -72,6 +73,8 @@ def _moved(start: Tensor, teacher: nn.Module, passes: int) -> Tensor:
     def distance() -> Tensor:
         with batchnorm.watching(teacher) as distances:
             teacher(policy.place(x.clamp(0, 1)))
+        if not distances:
+            raise ValueError("expected a BatchNorm that images pass through, got none in eval mode; use `boundary`")
         optimizer.zero_grad(set_to_none=True)
         mean = torch.stack(distances).mean()
         mean.backward()

@@ -1,7 +1,6 @@
 """What will quantization cost, before it is done?"""
 
 from rqlib.prediction.anatomy import plain_features
-from rqlib.prediction.conformal import reachable
 from rqlib.prediction.features import complete, overview, table
 from rqlib.prediction.features import names as predictors
 from rqlib.prediction.fits import coverage, fit, fit_each, scores
@@ -11,13 +10,14 @@ from rqlib.prediction.published import read_table, was_attacked
 from rqlib.prediction.ranking import leaderboard
 from rqlib.prediction.relative_accuracy import agreement, relative
 from rqlib.prediction.settings import measured_with, setting
-from rqlib.prediction.shipped import reference
+from rqlib.prediction.shipped import enough, reference
 from rqlib.prediction.weights_only import similarity_rows
 
 __all__ = [
     "agreement",
     "complete",
     "coverage",
+    "enough",
     "familiarity",
     "fit",
     "fit_each",
@@ -28,7 +28,6 @@ __all__ = [
     "overview",
     "plain_features",
     "predictors",
-    "reachable",
     "read_table",
     "recommend",
     "reference",

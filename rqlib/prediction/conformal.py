@@ -45,13 +45,19 @@ def interval(
 def reachable(level: float, networks: int) -> float:
     """The level that intervals can promise when this number of networks has shown its errors; printed if it is lower.
 
-    A new network errs more than all of n others with a probability of 1 / (n + 1), so no interval made of their errors
-    can promise more than n / (n + 1): three networks at most 75%.
+    Networks are counted without the one that is predicted. A new network errs more than all of n others with a
+    probability of 1 / (n + 1), so no interval made of their errors can promise more than n / (n + 1): three networks
+    at most 75%.
     """
-    most = networks / (networks + 1)
+    most = promised(level, networks)
     if level > most:
         print(f"{networks} networks: intervals can promise at most {most:.0%} and are made for that, not {level:.0%}")
-    return min(level, most)
+    return most
+
+
+def promised(level: float, networks: int) -> float:
+    """The same as `reachable`, without a word."""
+    return min(level, networks / (networks + 1))
 
 
 def _widest(apart: ndarray, errors: ndarray, counts: ndarray) -> ndarray:

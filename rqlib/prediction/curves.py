@@ -155,7 +155,7 @@ def polynomial(x: ndarray, y: ndarray, *, degree: int = 4) -> Curve:
     low, high = float(x.min()), float(x.max())
 
     def basis(x: ndarray) -> ndarray:
-        t = numpy.clip((_only(x) - low) / (high - low), 0, 1)
+        t = numpy.clip((_only(x) - low) / max(high - low, TINY), 0, 1)
         return binom.sf(numpy.arange(-1, degree)[None, :], degree, t[:, None])
 
     levels = _levels(basis(x), y)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pandas import DataFrame, Series
 
+from rqlib import quantization
 from rqlib.prediction import anatomy, published, titles
 from rqlib.prediction.published import BEST, FLOAT, GENERATORS, NETWORK, PSEUDO, SETTING
 
@@ -61,6 +62,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     Published names become ours (`published.renamed`). Rows FP32, of the float network itself, are left out. These
     columns are added unless the rows have them:
 
+    - kind, bits, exponent_bits: of the format;
     - accuracy_loss = (float_accuracy - accuracy) / float_accuracy, where the rows know both accuracies (those of a
       network that is to be predicted do not);
     - title: a name for each network that no other one bears (`titles.titles`); network_name, which is the same for
@@ -84,6 +86,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
         frame[TARGET] = (frame.float_accuracy - frame.accuracy) / frame.float_accuracy
     published.check_fractions(frame, FRACTIONS)
     _check_unique(frame)
+    frame = _with_formats(frame)
     for name in similarities(frame):
         if name.endswith(("_params", "_macs")) and name + NORMALIZED not in frame:
             frame[name + NORMALIZED] = frame[name] / _at_int4(frame, name)
@@ -94,6 +97,14 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
         frame = frame.assign(network_name=titles.network_names(frame))
     frame = frame.assign(network_family=titles.families(frame))
     return _with_best(frame if pseudo is None else _join(frame, published.losses(pseudo)))
+
+
+def _with_formats(frame: DataFrame) -> DataFrame:
+    formats = {name: quantization.parse(name) for name in frame.format.unique()}
+    missing = [name for name in ("kind", "bits", "exponent_bits") if name not in frame]
+    return frame.assign(**{
+        column: frame.format.map({name: getattr(one, column) for name, one in formats.items()}) for column in missing
+    })  # fmt: skip
 
 
 def similarities(frame: DataFrame) -> list[str]:

@@ -9,7 +9,7 @@ from pandas import DataFrame, Series
 from plotly.subplots import make_subplots
 
 from rqlib.core import plots
-from rqlib.prediction import features, fits
+from rqlib.prediction import conformal, features, fits
 from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import Fit, HeldOut
 
@@ -49,11 +49,14 @@ def model_curves(
     return figure.update_layout(title=title, height=170 + 220 * rows, margin={"t": 100, "b": 80}, legend=legend)
 
 
-def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "title", title: str = "") -> go.Figure:
-    """Loss of all networks against one feature, the curve through all of them, and its 90% interval."""
+def pooled_curve(frame: DataFrame, fit: Fit, *, group: str = "title", level: float = 0.9, title: str = "") -> go.Figure:
+    """Loss of all networks against one feature, the curve through all of them, and the interval of a new network.
+
+    The interval is made for the level, or for less where few networks were measured (`conformal.promised`).
+    """
     (feature,) = fit.features
     frame = frame.dropna(subset=[feature])
-    band = _band(frame[feature], fit)
+    band = _band(frame[feature], fit, conformal.promised(level, frame[group].nunique()))
     figure = go.Figure(band)
     for name, some in frame.groupby(group, sort=False):
         figure.add_trace(_dots(some, feature, frame[feature], **_mark(name, frame[group])).update(name=str(name)))
@@ -70,17 +73,26 @@ def message(text: str) -> go.Figure:
 
 
 def board_bars(board: DataFrame, *, title: str = "Predictors, judged on networks left out") -> go.Figure:
-    """R2 of every predictor of a `leaderboard`, in sample and on networks left out, there with its 95% interval."""
+    """R2 of every predictor of a `leaderboard`, in sample and on networks left out, there with its 95% interval.
+
+    A line shows that of the format's name on the same rows, which are not the same for all predictors.
+    """
     knows_nothing = board.predictor.isin(BASELINES)
     in_sample = go.Scatter(
         x=board.in_sample_r2, y=board.predictor, mode="markers", name="in sample",
         marker={"symbol": "diamond-open", "size": 9, "color": plots.PALETTE[1], "line_width": 2},
         hovertemplate="%{y}<br>R<sup>2</sup> %{x:.3f}<extra></extra>",
     )  # fmt: skip
+    by_name = go.Scatter(
+        x=board.held_out_r2 - board.above_name, y=board.predictor, mode="markers", name="format name, same rows",
+        marker={"symbol": "line-ns-open", "size": 16, "color": DARK, "line_width": 2},
+        hovertemplate="%{y}<br>format name only, on the same rows: %{x:.3f}<extra></extra>",
+    )  # fmt: skip
     figure = go.Figure([
         _bars(board[~knows_nothing], "left out, 95% interval", plots.PALETTE[0]),
         _bars(board[knows_nothing], "the same, baselines", GREY),
         in_sample,
+        by_name,
     ])  # fmt: skip
     figure.update_yaxes(categoryorder="array", categoryarray=list(board.predictor[::-1]))
     figure.update_xaxes(title="R<sup>2</sup> (share of the variance of the loss explained)", range=[-0.3, 1.02])
@@ -226,13 +238,13 @@ def _curve(values: Series, fit: Fit) -> go.Scatter:
     return _line(x, fit.curve.predict(x[:, None]), fit.family, dash="solid")
 
 
-def _band(values: Series, fit: Fit) -> list[go.Scatter]:
+def _band(values: Series, fit: Fit, level: float) -> list[go.Scatter]:
     x = _grid(values)
-    ends = fit.predict(x)
+    ends = fit.predict(x, level=level)
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": "band"}
     upper = go.Scatter(x=x, y=ends.upper.clip(0, 1), showlegend=False, **edge)
     shade = {"fill": "tonexty", "fillcolor": "rgba(100,100,100,0.15)"}
-    return [upper, go.Scatter(x=x, y=ends.lower.clip(0, 1), name="90% interval", **shade, **edge)]
+    return [upper, go.Scatter(x=x, y=ends.lower.clip(0, 1), name=f"{level:.0%} interval", **shade, **edge)]
 
 
 def _line(x: Sequence[float], y: Sequence[float], name: str, *, dash: str = "dot") -> go.Scatter:

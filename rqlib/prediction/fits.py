@@ -15,7 +15,7 @@ from numpy import ndarray
 from pandas import DataFrame, Series
 
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.prediction import conformal, curves
+from rqlib.prediction import conformal, curves, exact_formats
 from rqlib.prediction.features import TARGET, complete
 
 FAMILIES = {
@@ -41,6 +41,9 @@ SINGLE = ("rational_2", "rational_3", "rational_4", "logistic", "polynomial", "i
 
 FOLDS = 5
 """Number of folds where rows have no groups."""
+
+FEWEST = 3
+"""Number of rows that a curve needs."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,10 @@ def fit_each(frame: DataFrame, feature: str, family: str, *, group: str = "title
         family: the first column; the families of `SINGLE` follow.
     """
     networks = [(str(name), rows) for name, rows in frame.groupby(group, sort=False)]
+    few = [name for name, rows in networks if len(rows) < FEWEST]
+    if few:
+        print(f"fewer than {FEWEST} rows, so no curve: {', '.join(few)}")
+    networks = [(name, rows) for name, rows in networks if name not in few]
     families = dict.fromkeys([family, *SINGLE])
     return DataFrame({
         one: {name: fit(rows[[feature]], rows[TARGET], one) for name, rows in networks} for one in families
@@ -140,7 +147,8 @@ class HeldOut:
     """Predictions of rows by curves that have not seen their group.
 
     Attributes:
-        frame: the rows. A column ``distance`` says how unlike the other networks each row's network is.
+        frame: the rows. With a column ``distance``, which says how unlike the other networks each row's network is,
+            every group gets the intervals of a new network: in exact formats, too (`exact_formats.narrowed`).
         target: the column that was predicted.
         group: the column whose values were left out, one at a time.
         cross: table (groups, rows). The line of group a holds the prediction of every row by a curve fitted without
@@ -170,13 +178,20 @@ class HeldOut:
 
     def _group(self, name: str, level: float) -> DataFrame:
         own = self.frame[self.group].astype(str) == name
+        rows, others = self.frame[own], self.frame[~own]
         values, known = self.cross.loc[name, own], self.cross.loc[name, ~own].dropna()
-        left = self.frame[self.target] - known
-        distance = self.frame.distance[own].to_numpy() if "distance" in self.frame else None
+        left = others[self.target] - known
+        distance = rows.distance.to_numpy() if "distance" in rows else None
         lower, upper = conformal.interval(
             values.to_numpy(), known.to_numpy(), left[known.index].to_numpy(), level=level, distance=distance
         )
-        return DataFrame({"predicted": values, "lower": lower, "upper": upper})
+        found = DataFrame({"predicted": values, "lower": lower, "upper": upper})
+        return found if distance is None else self._as_new(found, rows, others, level)
+
+    def _as_new(self, found: DataFrame, rows: DataFrame, others: DataFrame, level: float) -> DataFrame:
+        """Predictions and intervals of a group as `prediction.forecast` gives them to a new network."""
+        whole = found.assign(format=rows.format, distance=rows.distance, upper=found.upper.clip(upper=1))
+        return exact_formats.narrowed(whole, others, group=self.group, level=level)[[*found]]
 
 
 def cross(frame: DataFrame, features: Sequence[str], target: str, group: str, family: str) -> HeldOut:
@@ -248,8 +263,8 @@ def _checked(x: ndarray, y: ndarray, family: str, features: Sequence[str]) -> tu
     """The same arrays, after a check that the family can be fitted to them."""
     if family not in FAMILIES:
         raise ValueError(did_you_mean("family", family, FAMILIES))
-    if len(x) != len(y) or len(y) < 3:
-        raise ValueError(f"expected at least 3 rows, as many of x as of y, got {len(x)} and {len(y)}")
+    if len(x) != len(y) or len(y) < FEWEST:
+        raise ValueError(f"expected at least {FEWEST} rows, as many of x as of y, got {len(x)} and {len(y)}")
     if x.shape[1] > 1 and family not in SEVERAL:
         raise ValueError(f"family {family!r} takes one feature, got {x.shape[1]}; for several: {', '.join(SEVERAL)}")
     if family in ("mean", "lookup"):

@@ -71,8 +71,9 @@ def predict(rows: DataFrame, fit: Fit, *, level: float = 0.9) -> DataFrame:
     - outside: the features that lie outside;
     - accuracy_loss: the measured loss, if the rows have it.
 
-    Where the distance is above 0, the interval is the widest error of any network left out, times 1 + distance, and
-    never narrower than inside. The further outside, the more of the errors count (`conformal.interval`).
+    Where the distance is above 0, the interval is the largest error of similar predictions of networks left out, times
+    1 + distance, and never narrower than inside. The further outside, the more of the errors count
+    (`conformal.interval`).
 
     Raises:
         ValueError: the rows of a `prediction.table` lack a feature of the fit.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from pandas import DataFrame, Series
 
 from rqlib.core.vocabulary import did_you_mean
-from rqlib.prediction import distance, exact_formats, fits, forecasting, ranking
+from rqlib.prediction import conformal, distance, exact_formats, fits, forecasting, ranking
+from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import HeldOut
 from rqlib.prediction.forecasting import Predictor
 from rqlib.prediction.published import NETWORK, PSEUDO
@@ -21,12 +22,14 @@ class Forecast(NamedTuple):
         unlike: of `distance.unlike`, one row per feature in which the network lies outside what was measured.
         judged: the measured networks, each predicted in the same way as if it were new (`Trial.judged`): how far
             such a forecast can be trusted.
+        level: what the intervals are made for, with few networks less than was asked for (`conformal.reachable`).
     """
 
     table: DataFrame
     predictors: tuple[Predictor, ...]
     unlike: DataFrame
     judged: HeldOut
+    level: float
 
 
 def forecast(
@@ -42,20 +45,22 @@ def forecast(
         trial: from `prediction.leaderboard` of ``losses``.
         losses: the measured networks, from `prediction.table`.
         new: the same table of another network; or the title of one in ``losses`` that plays the new network. All
-            rows of its group are left out of the choice of predictors and of their fit; so are those of another
-            network's table that agrees with it in what networks are told apart by (`published.NETWORK`).
+            rows of its group are left out of the choice of predictors and of their fit; so are those of a network
+            that cannot be told from the other table's in any known column of `published.NETWORK`.
+        group: a column whose values hold whole networks, such as the network's name, its family, its data set.
         level: share of comparable rows that the intervals shall hold.
 
     Raises:
         ValueError: no network has this title, or several have this name; the new network has no column that a
-            predictor reads.
+            predictor reads; the group divides networks.
     """
+    _check_whole(losses, group)
     names = losses[group].astype(str)
     if isinstance(new, str):
         own = played(losses, new, group)
         left_out, new = [names[own].iloc[0]], losses[own]
-    elif left_out := _measured_before(losses, new, group):
-        print(f"{'; '.join(left_out)}: measured before; the forecast does not use these rows")
+    else:
+        left_out = _measured_before(losses, new, group)
     known = losses[~names.isin(left_out)]
     columns = new.columns[new.notna().any()]
     if len(left_out) > 1:
@@ -63,19 +68,34 @@ def forecast(
     best = trial.best(columns, without=left_out[0] if len(left_out) == 1 else None)
     if any(name.startswith(PSEUDO) for name in columns) and not any(_reads_pseudo(one) for one in best):
         print("losses on generated images are known of this network, but not of the measured ones: not used")
-    fit = forecasting.fit(known, best, group=group)
-    table = exact_formats.narrowed(forecasting.predict(new, fit, level=level), known)
-    return Forecast(table, best, distance.unlike(new, fit.seen), trial.judged(columns))
+    fit, judged = forecasting.fit(known, best, group=group), trial.judged(columns)
+    fitted = known.dropna(subset=[*fit.features, TARGET])[group].nunique()
+    level = conformal.reachable(level, min(fitted, len(judged.cross) - 1))
+    table = exact_formats.narrowed(forecasting.predict(new, fit, level=level), known, group=group, level=level)
+    return Forecast(table, best, distance.unlike(new, fit.seen), judged, level)
+
+
+def _check_whole(losses: DataFrame, group: str) -> None:
+    networks = "title" if "title" in losses else "model"
+    parts = losses.groupby(networks, sort=False)[group].nunique()
+    if parts.max() > 1:
+        raise ValueError(
+            f"expected a column whose values hold whole networks, such as network_name, got {group!r}, which divides "
+            f"{parts.idxmax()} into {parts.max()} parts"
+        )
 
 
 def _measured_before(losses: DataFrame, new: DataFrame, group: str) -> list[str]:
-    """The groups that hold rows of the new network, or of one that cannot be told from it."""
-    shared = [name for name in NETWORK if name in new and name in losses]
-    first = new[shared].iloc[0]
-    same = (losses[shared].eq(first) | (losses[shared].isna() & first.isna())).all(axis=1)
-    if group in new:
-        same |= losses[group].astype(str) == str(new[group].iloc[0])
-    return [*losses[group].astype(str)[same].unique()]
+    """The groups that hold rows of the new network, or of one that cannot be told from it; printed."""
+    known = [name for name in NETWORK if name in losses and name in new and new[name].notna().all()]
+    same = losses[known].eq(new[known].iloc[0]).all(axis=1) if known else Series(False, index=losses.index)
+    found = [*losses[group].astype(str)[same].unique()]
+    unknown = [name for name in NETWORK if name in losses and name not in known]
+    if found and unknown:
+        print(f"{'; '.join(found)}: perhaps this network ({', '.join(unknown)} not known); its rows are not used")
+    elif found:
+        print(f"{'; '.join(found)}: measured before; its rows are not used")
+    return found
 
 
 def _reads_pseudo(one: Predictor) -> bool:
@@ -136,8 +156,8 @@ def familiarity(forecast: Forecast) -> str:
     furthest = table.distance.max()
     return (
         f"unlike the measured networks: {outside} of {len(table)} formats lie outside what was measured, in "
-        f"{'; '.join(parts)}. There the interval is the widest error of any network left out, times up to "
-        f"{1 + furthest:.2f}, because the network lies up to {furthest:.2f} ranges outside"
+        f"{'; '.join(parts)}. There the interval is the largest error of similar predictions of networks left out, "
+        f"times up to {1 + furthest:.2f}, because the network lies up to {furthest:.2f} ranges outside"
     )
 
 

@@ -137,8 +137,9 @@ def losses(rows: DataFrame) -> DataFrame:
     whole = wide[wide.format == FLOAT].set_index(keys)
     for name in set(GENERATORS) & set(wide):
         reference = looked_up(wide, keys, whole[name])
-        if reference.isna().any():
-            without = wide[reference.isna()].model.iloc[0]
+        alone = wide[name].notna() & reference.isna()
+        if alone.any():
+            without = wide[alone].model.iloc[0]
             raise ValueError(f"expected a row {FLOAT} of every network, got none for {without}")
         wide[name] = 1 - wide[name] / reference
     return wide[wide.format != FLOAT].rename(columns=GENERATORS).rename_axis(columns=None).reset_index(drop=True)

@@ -7,6 +7,7 @@ it is judged on.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy
 import pandas
 from pandas import DataFrame
 
-from rqlib.prediction import distance, fits
+from rqlib.prediction import conformal, distance, fits
 from rqlib.prediction import features as features_
 from rqlib.prediction.features import TARGET
 from rqlib.prediction.fits import HeldOut
@@ -62,7 +63,8 @@ class Trial(NamedTuple):
     Attributes:
         board: one line per predictor, the best first.
         held_out: each predictor's predictions of rows left out.
-        chosen: the predictions of the line that chooses; None with fewer than three networks or two predictors.
+        chosen: the predictions of the line that chooses; None with fewer than two predictors, or fewer than three
+            networks of which the features of all are known.
     """
 
     board: DataFrame
@@ -78,7 +80,7 @@ class Trial(NamedTuple):
         Args:
             columns: the columns that are known of the new network.
             without: name of the group that plays the new network. The choice then rests on the other groups, each
-                predicted without this one.
+                predicted without this one. One other group leaves nothing to choose by: then all predictors are taken.
 
         Raises:
             ValueError: every predictor (the baselines do not count) reads a column that is not known.
@@ -91,15 +93,12 @@ class Trial(NamedTuple):
     def judged(self, columns: Iterable[str]) -> HeldOut:
         """How good a forecast of a network with these columns is: each measured network predicted as if it were new.
 
-        Predictions are the mean of the best predictors chosen without the network; of fewer than three networks or
-        two predictors, those of the best one. The column ``distance`` of the frame says how unlike the others each
-        network is, so that its interval is as wide as it would be for a new network; ``outside`` says in what.
+        Predictions are the mean of the best predictors chosen without the network (`best`). The column ``distance`` of
+        the frame says how unlike the others each network is, so that its interval is as wide as it would be for a new
+        network; ``outside`` says in what.
         """
         columns = [*columns]
-        rivals = self._rivals(columns)
-        first = next(iter(rivals.values()))
-        nested = len(rivals) > 1 and first.frame[first.group].nunique() > 2
-        found = choose(rivals) if nested else self.held_out[self.best(columns)[0]]
+        found = choose(self._rivals(columns))
         groups = found.frame[found.group].astype(str)
         far = [self._distance(found.frame, groups == name, columns, name) for name in found.cross.index]
         return replace(found, frame=found.frame.assign(**pandas.concat(far).loc[found.frame.index]))
@@ -124,14 +123,17 @@ class Trial(NamedTuple):
 def leaderboard(
     frame: DataFrame, chosen: Sequence[Predictor] | None = None, *, group: str = "model", level: float = 0.9
 ) -> Trial:
-    """Judge every predictor in sample and on groups left out; the best R2 on groups left out comes first.
+    """Judge every predictor in sample and on groups left out; the farthest above the format's name comes first.
 
-    A predictor is tried on the rows that have its features; how many rows lack one is printed. Columns of the board:
+    A predictor is tried on the rows that have its features; how many rows lack one is printed. Scores on different
+    rows cannot be compared, but each can be with that of the format's name on the same rows. Columns of the board:
 
     - predictor, features, rows, groups;
+    - above_name: held_out_r2 less that of "format name only" on the same rows;
     - in_sample_r2, in_sample_mae;
     - held_out_r2 with its 95% interval over resampled groups (r2_lower, r2_upper), and held_out_mae;
-    - coverage: the share of rows left out that their intervals hold; width: the mean width of these intervals;
+    - interval_level: what the intervals are made for, with few groups less than asked for (`conformal.promised`);
+      coverage: the share of rows left out that they hold; width: their mean width;
     - kind_out_r2: R2 on kinds of format (INT, POT, FLOAT) left out.
 
     Args:
@@ -139,6 +141,9 @@ def leaderboard(
         chosen: the predictors; all of `candidates` by default.
         group: the column whose values are left out, one at a time. Errors are those of `fits.cross`.
         level: share of the rows left out that their intervals shall hold.
+
+    Raises:
+        ValueError: as `fits.cross`; columns are missing.
     """
     frame = features_.complete(frame, [TARGET, group])
     chosen = _comparable(frame, [*(candidates(frame) if chosen is None else chosen)], group)
@@ -149,23 +154,37 @@ def leaderboard(
     trials = {one: fits.cross(tables[one], one.features, TARGET, group, one.family) for one in chosen}
     lines = [{"predictor": one.name} | _in_sample(tables[one], [one]) | _left_out(trials[one], level) for one in chosen]
     rivals, nested = {one: trial for one, trial in trials.items() if _is_rival(one)}, None
-    if len(rivals) > 1 and frame[group].nunique() > 2:
+    if len(rivals) > 1 and frame.loc[_common(rivals), group].nunique() > 2:
         nested = choose(rivals)
         in_sample = _in_sample(frame.loc[nested.frame.index], _best(rivals, nested.frame.index))
         lines.append({"predictor": CHOSEN} | in_sample | _left_out(nested, level))
-    board = DataFrame(lines).sort_values("held_out_r2", ascending=False, kind="stable", ignore_index=True)
+    tried = [*trials.values(), *([nested] if nested else [])]
+    board = DataFrame(lines)
+    board.insert(4, "above_name", board.held_out_r2 - _name_only(frame, [one.frame.index for one in tried], group))
+    board = board.sort_values("above_name", ascending=False, kind="stable", ignore_index=True)
     return Trial(board, trials, nested)
 
 
+def _name_only(frame: DataFrame, rows: list[pandas.Index], group: str) -> list[float]:
+    """R2 on groups left out of the baseline that knows the format's name, on each of some sets of rows."""
+    trials = {one: fits.cross(frame.loc[[*one]], ("format",), TARGET, group, "lookup") for one in set(map(tuple, rows))}
+    scores = {one: fits.scores(trial.frame[TARGET], trial.own())["r2"] for one, trial in trials.items()}
+    return [scores[tuple(one)] for one in rows]
+
+
 def _comparable(frame: DataFrame, chosen: list[Predictor], group: str) -> list[Predictor]:
-    """The predictors whose features are known of two groups at least; prints the features that are not."""
+    """The predictors whose features vary and are known of two groups at least; prints the features that do not."""
     if frame[group].nunique() < 2:
         return chosen  # `fits.cross` says what is missing
     names = dict.fromkeys(name for one in chosen for name in one.features if name in frame)
     rare = [name for name in names if frame[group][frame[name].notna()].nunique() < 2]
     if rare:
         print(f"known of fewer than two values of {group}, so no predictors: {', '.join(rare)}")
-    return [one for one in chosen if not set(one.features) & set(rare)]
+    numbers = [name for name in names if name not in rare and frame[name].dtype.kind in "biuf"]
+    equal = [name for name in numbers if frame[name].nunique() < 2]
+    if equal:
+        print(f"the same in all rows, so no predictors: {', '.join(equal)}")
+    return [one for one in chosen if not set(one.features) & {*rare, *equal}]
 
 
 def _is_rival(one: Predictor) -> bool:
@@ -193,14 +212,19 @@ def _common(trials: dict[Predictor, HeldOut]) -> pandas.Index:
 
 
 def _best(trials: dict[Predictor, HeldOut], rows: pandas.Index, left_out: str | None = None) -> tuple[Predictor, ...]:
-    """The predictors with the least squared error on these rows, predicted without their own and the named group."""
+    """The predictors with the least squared error on these rows, predicted without their own and the named group.
+
+    Where none of these errors is known, all predictors.
+    """
 
     def error(one: Predictor) -> float:
         trial = trials[one]
-        predicted = trial.own() if left_out is None else trial.cross.loc[left_out]
+        seen = left_out is not None and left_out in trial.cross.index
+        predicted = trial.cross.loc[left_out] if seen else trial.own()
         return float(((trial.frame[trial.target] - predicted)[rows] ** 2).mean())
 
-    return tuple(sorted(trials, key=error)[:BEST])
+    errors = {one: found for one in trials if not math.isnan(found := error(one))}
+    return tuple(sorted(errors, key=errors.get)[:BEST]) or tuple(trials)
 
 
 def _in_sample(frame: DataFrame, chosen: Sequence[Predictor]) -> dict:
@@ -218,6 +242,7 @@ def _in_sample(frame: DataFrame, chosen: Sequence[Predictor]) -> dict:
 
 def _left_out(trial: HeldOut, level: float) -> dict:
     """The columns of the board on groups left out."""
+    level = conformal.promised(level, len(trial.cross) - 1)
     table = trial.table(level)
     score = _scores(table)
     lower, upper = _r2_interval(table, trial.group)
@@ -228,6 +253,7 @@ def _left_out(trial: HeldOut, level: float) -> dict:
         "r2_lower": lower,
         "r2_upper": upper,
         "held_out_mae": score["mae"],
+        "interval_level": level,
         "coverage": fits.coverage(table),
         "width": (table.upper - table.lower).mean(),
     }
@@ -244,4 +270,5 @@ def _r2_interval(table: DataFrame, group: str) -> tuple[float, float]:
     sums = columns.groupby(table[group].astype(str)).sum().to_numpy()
     drawn = numpy.random.default_rng(0).multinomial(len(sums), numpy.full(len(sums), 1 / len(sums)), RESAMPLES)
     rows, y, squares, error = (drawn @ sums).T
-    return tuple(numpy.quantile(1 - error / (squares - y**2 / rows), [0.025, 0.975]))
+    with numpy.errstate(invalid="ignore", divide="ignore"):  # NaN where all losses are equal
+        return tuple(numpy.quantile(1 - error / (squares - y**2 / rows), [0.025, 0.975]))

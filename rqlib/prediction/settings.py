@@ -39,7 +39,8 @@ def setting(rows: DataFrame, *, like: DataFrame | None = None, **asked: str) -> 
         of_others = filled(like[like.format != FLOAT])
         asked = {name: of_others[name].iloc[0] for name in SETTING if of_others[name].nunique() == 1} | asked
     networks = filled(rows[rows.format != FLOAT])
-    networks = networks.drop_duplicates([*SETTING, *(name for name in ("run", *NETWORK) if name in rows)])
+    names = [name for name in NETWORK if name in rows]
+    networks = networks.drop_duplicates([*SETTING, *names])
     counts = networks.value_counts([*SETTING]).rename("networks").reset_index()
     wanted = counts[[all(row[name] == value for name, value in asked.items()) for _, row in counts.iterrows()]]
     if wanted.empty:
@@ -49,13 +50,15 @@ def setting(rows: DataFrame, *, like: DataFrame | None = None, **asked: str) -> 
         )
     like_today = [sum(row[name] == value for name, value in TODAY.items()) for _, row in wanted.iterrows()]
     ordered = wanted.assign(like_today=like_today).sort_values(["networks", "like_today"], ascending=False)
-    found = _each(ordered)[0]
-    print(f"measured with {described(found)}: {ordered.networks.iloc[0]} of {len(networks)} measured networks")
+    found, measured = _each(ordered)[0], len(networks[names].drop_duplicates())
+    print(f"measured with {described(found)}: {ordered.networks.iloc[0]} of {measured} measured networks")
     return found
 
 
 def measured_with(rows: DataFrame, setting: Mapping[str, str]) -> DataFrame:
     """The rows of one setting, and those of float networks, which belong to all; the setting stands in each.
+
+    Of a float network that was scored beside several settings only the rows of this setting are kept.
 
     Raises:
         ValueError: there is none; the message says what there is.
@@ -69,7 +72,10 @@ def measured_with(rows: DataFrame, setting: Mapping[str, str]) -> DataFrame:
             f"expected rows measured with {described(setting)}, got {' | '.join(map(described, there)) or 'none'}; "
             "measure them again with this setting, or ask for the setting they have"
         )
-    return found[own | whole].assign(**setting).reset_index(drop=True)
+    names = [name for name in NETWORK if name in found]
+    scored = found.loc[own & whole, names].drop_duplicates()
+    twice = found[names].merge(scored, how="left", indicator=True)._merge.eq("both").to_numpy()
+    return found[own | (whole & ~twice)].assign(**setting).reset_index(drop=True)
 
 
 def described(setting: Mapping[str, str] | Series) -> str:

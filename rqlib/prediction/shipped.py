@@ -5,6 +5,7 @@ from pandas import DataFrame
 
 from rqlib.core import files
 from rqlib.core.vocabulary import did_you_mean
+from rqlib.prediction import titles
 from rqlib.prediction.published import FLOAT, GENERATORS, NETWORK, SETTING
 from rqlib.prediction.settings import filled
 
@@ -12,7 +13,17 @@ TABLES = {"02_quantize": "quantize.csv", "04_generator": "pseudo.csv"}
 """Notebook -> the table of its rows in outputs/reference."""
 
 
-def reference(source: str = "02_quantize") -> DataFrame:
+def enough(rows: DataFrame, source: str = "02_quantize") -> DataFrame:
+    """The rows that runs of a notebook gave, if they are of two networks at least; else those of `reference`.
+
+    Two are needed because predictors are judged on a network left out.
+    """
+    quantized = rows[rows.format != FLOAT]
+    several = titles.network_names(quantized).nunique() > 1
+    return rows if several else reference(source, instead_of="runs on two networks")
+
+
+def reference(source: str = "02_quantize", *, instead_of: str = "finished run") -> DataFrame:
     """Rows of networks that were measured before, as the runs of a notebook would give them; prints which table it is.
 
     Rows of `02_quantize` also get the losses on generated images, where `04_generator` measured the same network in
@@ -29,7 +40,7 @@ def reference(source: str = "02_quantize") -> DataFrame:
         rows = _with_losses(filled(rows), filled(_read("04_generator")))
     quantized = rows[rows.format != FLOAT]
     names = ", ".join(quantized.model.unique())
-    print(f"no finished run of {source}: the shipped table outputs/reference/{TABLES[source]} is used ({names})")
+    print(f"no {instead_of} of {source}: the shipped table outputs/reference/{TABLES[source]} is used ({names})")
     return rows
 
 

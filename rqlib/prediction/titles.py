@@ -59,8 +59,16 @@ def _of_model(model: str, rows: DataFrame, identity: list[str]) -> Series:
             columns, found = [*columns, name], more
     title = Series(model, index=rows.index, dtype=object)
     for name in columns:
-        title += ", " + rows[name].map(lambda value, name=name: _words(name, value))
+        title += ", " + _column(name, rows[name])
     return title
+
+
+def _column(name: str, values: Series) -> Series:
+    """The values in few words; in full where these are the same for different values."""
+    words = values.map(lambda value: _words(name, value))
+    if words.nunique() == values.nunique(dropna=False):
+        return words
+    return values.map(lambda value: f"{name} {value}")
 
 
 def _groups(rows: DataFrame, columns: list[str]) -> int:

@@ -61,6 +61,10 @@ def test_calibration_without_data_is_as_good():
     assert found.format.tolist() == ["INT_8", "FLOAT_8_E4"]
     assert (found.real - found.generated).abs().max() < 0.03
     assert (found.real - found.float).abs().max() < 0.03
+    options = {"ranges": "minmax", "nonnegative": "signed"}
+    coarse = migration.calibrations(generated.teacher(), images, digits.test, formats=["INT_4"], **options)
+    expected = quantization.sweep(generated.teacher(), ["INT_4"], made.images, *digits.test, measures=[], **options)
+    assert coarse.generated.tolist() == expected.accuracy.tolist()
 
 
 def known() -> pandas.DataFrame:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from rqlib import generator, measures
 from rqlib.generator import batchnorm
@@ -46,11 +47,26 @@ def test_they_are_labeled_as_the_network_sees_them_and_seeded():
     assert torch.equal(made.images, again.images)
 
 
+class Auxiliary(nn.Module):
+    """Its only BatchNorm is part of a head that is there in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.auxiliary = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.head(self.auxiliary(x) if self.training else x)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: generator.refine(start(), generated.teacher("CNN_small")), "that keep statistics, got one without"),
         (lambda: generator.refine(start(), generated.teacher("AlexNet_BN"), passes=[0]), r">= 1, got \[0\]"),
+        (
+            lambda: generator.refine(start(), Auxiliary().eval()),
+            "expected a BatchNorm that images pass through, got none",
+        ),
     ],
 )
 def test_bad_input_says_what_was_expected(call, words):

@@ -131,6 +131,11 @@ def test_slopes_are_the_derivative_of_the_curve_at_fixed_coefficients(family, mo
     assert checked == [True]
 
 
+def test_a_polynomial_through_rows_at_one_place_is_their_mean_there():
+    curve = curves.polynomial(column([2.0] * 4), numpy.array([0.1, 0.2, 0.3, 0.4]))
+    assert curve.predict(column([1.0, 2.0])) == pytest.approx(0.25)
+
+
 def test_curves_without_a_shape():
     names = numpy.array([["INT_4"], ["INT_8"], ["INT_4"]], dtype=object)
     curve = curves.lookup(names, numpy.array([1.0, 0.0, 2.0]))

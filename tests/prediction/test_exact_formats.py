@@ -5,15 +5,15 @@ import pytest
 
 from rqlib import prediction
 from rqlib.core import files
-from rqlib.prediction import exact_formats, forecasting
+from rqlib.prediction import conformal, exact_formats, forecasting
 
 
 def known() -> pandas.DataFrame:
-    """Four networks in three formats: INT_4 moves the logits, INT_8 a little, INT_16 hardly."""
+    """Ten networks in three formats: INT_4 moves the logits, INT_8 a little, INT_16 hardly."""
     errors = {"INT_4": 0.3, "INT_8": 5e-4, "INT_16": 1e-6}
     losses = {"INT_4": 0.2, "INT_8": 0.004, "INT_16": 0.0}
     rows = [{"format": name, "logit_error": errors[name], "accuracy_loss": losses[name]} for name in errors]
-    return pandas.DataFrame(rows * 10)
+    return pandas.DataFrame([row | {"model": f"net{model}"} for model in range(10) for row in rows])
 
 
 def table(distance: float = 0.0) -> pandas.DataFrame:
@@ -44,17 +44,24 @@ def test_an_interval_that_is_narrower_stays_and_so_does_all_where_logits_are_not
 def test_on_the_shipped_networks_left_out_the_narrow_intervals_hold_what_they_promise():
     rows = pandas.read_csv(files.project_root() / "outputs/reference/quantize.csv")
     losses, held = prediction.table(prediction.measured_with(rows, prediction.setting(rows))), []
+    level = conformal.promised(0.9, losses.network_name.nunique() - 1)
     for name in losses.network_name.unique():
         own = losses.network_name == name
         blank = losses[own][["format", "bits", "accuracy_loss"]].assign(
             predicted=0.5, lower=-1.0, upper=1.0, distance=0.0
         )
-        found = exact_formats.narrowed(blank, losses[~own])
+        found = exact_formats.narrowed(blank, losses[~own], group="network_name", level=level)
         held.append(found[found.upper < 1])
     held = pandas.concat(held)
     assert {"INT_12", "INT_13", "INT_14", "INT_15", "INT_16"} <= set(held.format)
-    assert held.accuracy_loss.between(held.lower, held.upper).mean() >= 0.9
+    assert held.accuracy_loss.between(held.lower, held.upper).mean() >= level
     assert held.upper.max() < 0.02
+
+
+def test_few_networks_promise_less():
+    few = known()[lambda rows: rows.model.isin(["net0", "net1", "net2"])]
+    assert exact_formats.narrowed(table(), few, level=0.9).equals(table())
+    assert exact_formats.narrowed(table(), few, level=0.75).upper.tolist() == [0.11, 0.004, 0.0, 0.11]
 
 
 @pytest.mark.parametrize(

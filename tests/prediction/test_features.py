@@ -116,3 +116,10 @@ def test_the_published_tables_are_whole():
     expected = (table.float_accuracy - table.accuracy) / table.float_accuracy
     assert table.accuracy_loss.tolist() == pytest.approx(expected.tolist(), abs=0.01)
     assert table[features.names(table)].notna().sum().tolist() == [373, 372, 387, 387, 387, 387]
+
+
+def test_a_table_need_not_say_what_its_formats_are():
+    rows = published.made_up(2)
+    table = features.table(rows.drop(columns=["kind", "bits"]))
+    assert table.kind.tolist() == rows.kind.tolist()
+    assert table.bits.tolist() == rows.bits.tolist()

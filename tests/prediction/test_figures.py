@@ -27,8 +27,8 @@ def test_model_curves_have_a_panel_with_its_r2_for_each_network():
 def test_pooled_curve_shows_every_row_the_curve_and_a_band_around_it():
     figure = figures.pooled_curve(table(), forecasting.fit(table(), [ONE]), title="t")
     traces = {trace.name: trace for trace in figure.data}
-    assert {"net0", "net1", "net2", "net3", "90% interval", "rational_2"} <= set(traces)
-    curve, lower = traces["rational_2"], traces["90% interval"]
+    assert {"net0", "net1", "net2", "net3", "80% interval", "rational_2"} <= set(traces), "four promise 80%"
+    curve, lower = traces["rational_2"], traces["80% interval"]
     assert (numpy.diff(curve.y) >= -1e-12).all()
     assert (numpy.asarray(lower.y) <= numpy.asarray(curve.y)).all()
     assert list(traces["net1"].y) == table()[table().model == "net1"].accuracy_loss.tolist()
@@ -45,7 +45,8 @@ def test_zeros_are_drawn_at_the_left_end_of_a_log_axis():
 def test_board_bars_put_the_best_on_top_and_baselines_in_grey():
     board = ranking.leaderboard(table(), [*ranking.BASELINES, ONE]).board
     figure = figures.board_bars(board)
-    bars, baselines, in_sample = figure.data
+    bars, baselines, in_sample, by_name = figure.data
+    assert list(by_name.x) == pytest.approx([board.set_index("predictor").held_out_r2["format name only"]] * len(board))
     assert list(figure.layout.yaxis.categoryarray) == list(board.predictor[::-1])
     assert set(baselines.y) == set(figures.BASELINES) == {one.name for one in ranking.BASELINES}
     assert list(bars.y) == ["one"]

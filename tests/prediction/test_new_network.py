@@ -14,7 +14,8 @@ def test_a_network_of_the_table_is_left_out_of_choice_and_fit():
     found = prediction.forecast(trial, losses, "net3")
     assert found.predictors == trial.best(losses.columns, without="net3")
     known, new = losses[losses.model != "net3"], losses[losses.model == "net3"]
-    expected = forecasting.predict(new, forecasting.fit(known, found.predictors))
+    assert found.level == 0.8, "four networks have shown their errors"
+    expected = forecasting.predict(new, forecasting.fit(known, found.predictors), level=found.level)
     assert found.table.equals(expected)
     changed = losses.assign(accuracy_loss=losses.accuracy_loss.where(losses.model != "net3", 0.5))
     again = prediction.forecast(trial, changed, "net3")
@@ -49,7 +50,7 @@ def test_two_networks_of_one_model_are_two_and_both_are_left_out():
     assert found.table.format.is_unique
     own = losses[losses.title == "net0, seed 1"]
     fit = forecasting.fit(losses[losses.model != "net0"], found.predictors)
-    assert found.table.equals(forecasting.predict(own, fit))
+    assert found.table.equals(forecasting.predict(own, fit, level=found.level))
     assert prediction.forecast(trial, losses, "net1").table.format.is_unique
     with pytest.raises(ValueError, match="expected one network, 'net0' are 2: net0, seed 0; net0, seed 1; name one"):
         prediction.forecast(trial, losses, "net0")
@@ -98,7 +99,7 @@ def test_how_good_such_forecasts_are_stands_in_one_row_per_network():
     assert not rows.isna().all().any()
 
 
-def test_of_two_trainings_of_one_model_only_its_own_rows_are_left_out():
+def test_of_two_trainings_of_one_model_only_its_own_rows_are_left_out(capsys):
     trained = [published.made_up(1).assign(objective=one, run=one) for one in ("natural", "adversarial")]
     others = published.made_up(4)
     others = others[others.model != "net0"].assign(objective="natural")
@@ -112,5 +113,54 @@ def test_of_two_trainings_of_one_model_only_its_own_rows_are_left_out():
     assert found.table.predicted.equals(forecasting.predict(new, fit).predicted)
     unknown = new.drop(columns="objective").assign(network_name="net0", title="net0")
     blind = prediction.forecast(trial, losses, unknown, group="network_name")
+    said = "net0, natural; net0, adversarial: perhaps this network (objective not known); its rows are not used"
+    assert said in capsys.readouterr().out
     fit = forecasting.fit(losses[losses.model != "net0"], blind.predictors, group="network_name")
     assert blind.table.predicted.equals(forecasting.predict(unknown, fit).predicted)
+
+
+def test_a_network_of_the_same_name_on_other_images_is_another_network(capsys):
+    losses, trial = tried()
+    new = losses[losses.model == "net3"].assign(dataset="my photos")
+    found = prediction.forecast(trial, losses, new)
+    assert "not used" not in capsys.readouterr().out
+    fit = forecasting.fit(losses, found.predictors)
+    assert found.table.predicted.equals(forecasting.predict(new, fit).predicted)
+
+
+def test_a_group_that_divides_networks_is_refused():
+    losses, _ = tried()
+    trial = ranking.leaderboard(losses, RIVALS, group="kind")
+    with pytest.raises(ValueError, match="expected a column whose values hold whole networks, .* got 'kind', which"):
+        prediction.forecast(trial, losses, "net3", group="kind")
+
+
+def test_intervals_promise_what_the_networks_that_were_read_can(capsys):
+    losses = tried()[0]
+    few = losses.assign(**{PSEUDO: losses.accuracy_loss.where(losses.model.isin(["net0", "net1", "net2"]))})
+    predictors = [*RIVALS, forecasting.Predictor((PSEUDO,), "isotonic", "itself")]
+    trial = ranking.leaderboard(few, predictors)
+    new = losses[losses.model == "net4"].assign(model="new", **{PSEUDO: losses.accuracy_loss})
+    assert prediction.forecast(trial, few, new).level == pytest.approx(2 / 3), "one of three plays the new one"
+    assert "2 networks: intervals can promise at most 67% and are made for that, not 90%" in capsys.readouterr().out
+
+
+def test_a_measured_network_gets_losses_on_generated_images_later():
+    """They are known of its own table only, so that no trial has left it out."""
+    losses = tried()[0]
+    lost = losses.assign(**{PSEUDO: losses.accuracy_loss.where(losses.model != "net3")})
+    trial = ranking.leaderboard(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
+    new = losses[losses.model == "net3"].assign(**{PSEUDO: losses.accuracy_loss})
+    assert [one.name for one in prediction.forecast(trial, lost, new).predictors] == ["itself"]
+
+
+def test_measured_networks_are_judged_with_the_intervals_of_a_new_one():
+    losses = tried()[0].assign(logit_error=1e-6)
+    trial = ranking.leaderboard(losses, RIVALS)
+    found = prediction.forecast(trial, losses, "net3")
+    judged = found.judged.table(found.level)
+    own = judged[judged.model == "net3"].set_index("format")
+    expected = found.table.set_index("format").loc[own.index]
+    assert (expected.predicted == 0).any(), "formats in which no logit moved"
+    for name in ("predicted", "lower", "upper"):
+        assert own[name].tolist() == pytest.approx(expected[name].tolist()), name

@@ -1,5 +1,6 @@
 import re
 
+import pandas
 import pytest
 
 from rqlib.prediction import published as adapter
@@ -86,3 +87,13 @@ def test_networks_without_a_seed_keep_their_losses():
 def test_bad_accuracies_say_what_was_expected(change, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         adapter.losses(change(published.robust()))
+
+
+def test_a_network_without_one_kind_of_images_keeps_its_losses_on_others():
+    """A network without BatchNorm has no refined images."""
+    some = pandas.DataFrame({"model": ["a", "a", "b", "b"], "format": ["FP32", "INT_4"] * 2})
+    some = some.assign(test_clean=0.8, trained_clean=[0.8, 0.4] * 2, refined_clean=[0.8, 0.2, None, None])
+    found = adapter.losses(some).set_index("model")
+    assert found.pseudo_accuracy_loss.to_dict() == pytest.approx({"a": 0.5, "b": 0.5})
+    assert found.pseudo_accuracy_loss_refined["a"] == pytest.approx(0.75)
+    assert pandas.isna(found.pseudo_accuracy_loss_refined["b"])

@@ -22,15 +22,16 @@ def trial():
 
 def test_board_is_sorted_by_what_is_left_out_and_its_scores_are_right():
     table, (board, held_out, chosen) = trial()
-    assert board.held_out_r2.is_monotonic_decreasing
+    assert board.held_out_r2.is_monotonic_decreasing, "as all have the same rows"
     assert set(board.predictor) == {CHOSEN, *(one.name for one in (*BASELINES, *RIVALS))}
     line = board.set_index("predictor").loc["macs_normalized"]
     direct, by_kind = (
-        fits.cross(table, ["js_macs_normalized"], "accuracy_loss", group, "isotonic").table()
+        fits.cross(table, ["js_macs_normalized"], "accuracy_loss", group, "isotonic").table(0.8)
         for group in ("model", "kind")
     )
     score = fits.scores(direct.accuracy_loss, direct.predicted)
     assert (line.held_out_r2, line.held_out_mae) == pytest.approx((score["r2"], score["mae"]))
+    assert line.interval_level == 0.8, "of five networks four show their errors"
     assert line.coverage == direct.accuracy_loss.between(direct.lower, direct.upper).mean()
     assert line.width == pytest.approx((direct.upper - direct.lower).mean())
     in_sample = fits.fit(table[["js_macs_normalized"]], table.accuracy_loss, "isotonic")
@@ -45,6 +46,52 @@ def test_format_name_only_is_the_mean_of_the_other_networks():
     groups = table.groupby("format").accuracy_loss
     others = (groups.transform("sum") - table.accuracy_loss) / (groups.transform("size") - 1)
     assert held_out[BASELINES[1]].own().tolist() == pytest.approx(others.tolist())
+
+
+def test_every_predictor_stands_beside_the_name_on_its_own_rows():
+    table, _ = trial()
+    some = table.assign(js_params_normalized=table.js_params_normalized.where(table.model != "net4"))
+    board = ranking.leaderboard(some, [*BASELINES, *RIVALS]).board.set_index("predictor")
+    four = table[table.model != "net4"]
+    by_name = fits.cross(four, ("format",), "accuracy_loss", "model", "lookup")
+    name_only = fits.scores(by_name.frame.accuracy_loss, by_name.own())["r2"]
+    line = board.loc["params_normalized"]
+    assert (line.groups, line.above_name) == (4, pytest.approx(line.held_out_r2 - name_only))
+    assert board.above_name["format name only"] == 0
+    assert board.above_name["macs"] == pytest.approx(board.held_out_r2["macs"] - board.held_out_r2["format name only"])
+    assert board.above_name.is_monotonic_decreasing
+
+
+def test_two_networks_leave_nothing_to_choose_by_and_the_mean_of_all_is_taken():
+    table = published.losses(2)
+    tried = ranking.leaderboard(table, RIVALS)
+    assert tried.chosen is None
+    assert CHOSEN not in set(tried.board.predictor)
+    assert tried.best(table.columns, without="net0") == RIVALS
+    expected = sum(tried.held_out[one].own() for one in RIVALS) / len(RIVALS)
+    assert tried.judged(table.columns).own().tolist() == pytest.approx(expected.tolist())
+
+
+def test_predictors_known_of_different_networks_are_all_on_the_board():
+    table, _ = trial()
+    first = table.model.isin(["net0", "net1"])
+    apart = table.assign(js_macs=table.js_macs.where(first), js_params_normalized=table.js_macs.where(~first))
+    board, _, chosen = ranking.leaderboard(apart, [RIVALS[0], RIVALS[2]])
+    assert board.groups.tolist() == [2, 3] or board.groups.tolist() == [3, 2]
+    assert chosen is None
+
+
+def test_features_that_do_not_vary_predict_nothing(capsys):
+    table, _ = trial()
+    board = ranking.leaderboard(table.assign(js_macs=1.0), RIVALS).board
+    assert "macs" not in set(board.predictor)
+    assert "the same in all rows, so no predictors: js_macs" in capsys.readouterr().out
+
+
+def test_of_losses_that_are_all_equal_no_share_is_explained():
+    board = ranking.leaderboard(trial()[0].assign(accuracy_loss=0.0), RIVALS).board
+    assert board.held_out_r2.isna().all()
+    assert (board.held_out_mae == 0).all()
 
 
 def test_the_choice_has_not_seen_the_network_left_out():

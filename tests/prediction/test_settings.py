@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from rqlib import quantization
-from rqlib.prediction import features, settings
+from rqlib.prediction import features, relative_accuracy, settings
 from tests import published
 
 SEED = {"granularity": "tensor", "ranges": "minmax", "nonnegative": "signed", "bias": "float"}
@@ -28,7 +28,7 @@ def test_the_setting_is_that_of_most_networks_and_is_printed(capsys):
     assert settings.setting(both()) == TODAY
     said = capsys.readouterr().out
     assert said == (
-        "measured with granularity tensor, ranges mse, nonnegative unsigned, bias float: 3 of 5 measured networks\n"
+        "measured with granularity tensor, ranges mse, nonnegative unsigned, bias float: 3 of 3 measured networks\n"
     )
     assert settings.setting(both(old=4)) == SEED
     assert settings.setting(both(old=3)) == TODAY, "of equals the one that is usual today"
@@ -43,6 +43,19 @@ def test_rows_of_one_setting_are_kept_together_with_float_networks():
     assert (found[list(SEED)] == list(SEED.values())).all(axis=None)
     assert settings.measured_with(found, SEED).equals(found)
     assert len(features.table(settings.measured_with(rows, TODAY))) == 3 * 12
+
+
+def test_networks_are_counted_and_not_their_runs():
+    often = [published.made_up(1).assign(run=run) for run in ("a", "b", "c")]
+    assert settings.setting(pandas.concat([*often, published.made_up(2).assign(**TODAY)], ignore_index=True)) == TODAY
+
+
+def test_of_a_float_network_scored_beside_two_settings_one_row_stays():
+    one = published.wide().assign(**SEED)
+    rows = pandas.concat([one, one.assign(**TODAY)], ignore_index=True)
+    found = settings.measured_with(rows, TODAY)
+    assert found.format.tolist() == ["FP32", "INT_4", "INT_8"]
+    assert len(relative_accuracy.relative(found))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ def two(**differ) -> pandas.DataFrame:
         ({"width": (0.25, 1.0), "run": ("a", "b")}, ["net0, width 0.25", "net0, width 1"]),
         ({"checkpoint": ("x.pt", "y.pt"), "run": ("a", "b")}, ["net0, checkpoint x.pt", "net0, checkpoint y.pt"]),
         ({"dataset": ("digits", "imagefolder:data/cifar.zip"), "run": ("a", "b")}, ["net0, digits", "net0, cifar.zip"]),
+        (
+            {"dataset": ("imagefolder:a/photos", "imagefolder:b/photos"), "run": ("a", "b")},
+            ["net0, dataset imagefolder:a/photos", "net0, dataset imagefolder:b/photos"],
+        ),
         ({"granularity": ("tensor", "channel"), "run": ("a", "b")}, ["net0, tensor", "net0, channel"]),
         ({"seed": (None, 1), "run": ("a", "b")}, ["net0, no seed", "net0, seed 1"]),
         ({"run": ("a", "b")}, ["net0, run a", "net0, run b"]),
