@@ -1,9 +1,10 @@
 """Weights as a product and a remainder, ``W = B A + C``: a parametrization, and the tensors that a constraint counts.
 
-Convolutions with groups, and layers that share the weight of an earlier one, are left alone.
+Convolutions with groups, and layers that share a weight, are left alone.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import pandas
@@ -59,14 +60,15 @@ def factorized(model: nn.Module, ranks: Mapping[str, int | None]) -> nn.Module:
     """A copy of a network in which the named layers are `Factorized`, each with its rank; it computes the same.
 
     Raises:
-        ValueError: no such convolution or linear layer.
+        ValueError: no such convolution or linear layer, or it shares its weight.
     """
     made = parametrizations.copied(model)
     eligible = dict(_eligible(made))
     for name, rank in ranks.items():
         if name not in eligible:
             raise ValueError(
-                f"expected a convolution without groups or a linear layer to factorize, found none: {name}"
+                "expected a convolution without groups or a linear layer, with a weight of its own, to factorize, "
+                f"found none: {name}"
             )
         layer = eligible[name]
         parametrize.register_parametrization(layer, "weight", Factorized(layer.weight, rank))
@@ -135,10 +137,11 @@ def say_left_alone(model: nn.Module) -> None:
 
 
 def _eligible(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every convolution without groups and every linear layer whose weight is its own."""
-    found = list(layers.weighted_layers(model))
-    owners: dict[int, list[str]] = {}
-    for name, layer in found:
-        owners.setdefault(id(stored_factors(layer)[0]), []).append(name)
-    shared = {name for names in owners.values() if len(names) > 1 for name in names[1:]}
-    return ((name, layer) for name, layer in found if getattr(layer, "groups", 1) == 1 and name not in shared)
+    """(name, layer) of every convolution without groups and every linear layer whose weight is its own.
+
+    None of the layers that share a weight is one: a weight that is computed in one of them would no longer be shared.
+    """
+    owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
+    for name, layer in layers.weighted_layers(model):
+        if getattr(layer, "groups", 1) == 1 and owners[id(stored_factors(layer)[0])] <= 1:
+            yield name, layer

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rqlib import models, pruning
-from rqlib.core import codebooks, files
+from rqlib.core import codebooks, files, parametrizations
 from rqlib.measures import cost
 from rqlib.pruning import constraints, factors, rivals
 from rqlib.training import objectives
@@ -171,6 +171,21 @@ def test_convolutions_with_groups_are_left_alone_and_said(plan):
     for network in found.values():
         assert network[1].weight.all()
         assert sum(int(one.count_nonzero()) for one in factors.tensors(network).values()) <= count
+
+
+def test_what_shares_a_weight_still_shares_it_in_every_rival(plan, tmp_path):
+    plan = dataclasses.replace(plan, model="tests.pruning.odd:tied")
+    start = plan.fresh()
+    with pytest.warns(UserWarning, match="left as they are, .* share the weight of another layer: .*one, .*other$"):
+        found = pruning.joint(start, list(pruning.RIVALS), [0.5], plan)
+    assert list(found) == [(name, 1.0 if name == "DA" else 0.5) for name in pruning.RIVALS]
+    for rival, network in found.items():
+        baked = parametrizations.bake(network).network
+        assert baked.one.weight is baked.other.weight, rival
+        assert baked.one.weight.all(), rival
+    table = pruning.sizes(found, plan, tmp_path).set_index("rival")
+    assert (table.weights == cost.weight_count(start)).all()
+    assert (table.file_bytes - table.expected_bytes).between(0, 1200).all(), "headers"
 
 
 def test_too_small_is_said(dense, plan, recwarn):
