@@ -5,6 +5,7 @@ All start from the same network and train for the same number of epochs, as a `P
 - ``pretrain``: the dense network, naturally for NAP and adversarially for all others.
 - ``prune`` and ``finetune``: what is left of it. ATMC first projects the weights to few nonzeros (Al0), then, in
   ``finetune``, factors of them (ATMC-32). ATMC-8 spends the last three sevenths of ``finetune`` on few distinct values.
+  All but DA begin it at their size, with BatchNorm statistics of what is left.
 
 The chain of the paper is 200, 200 and 350 epochs long, and its learning rates fall at milestones (`STAGES`). The short
 form has fewer epochs, and its learning rates fall along a cosine. Source: Gui et al. 2019, arXiv 1902.03538.
@@ -215,7 +216,15 @@ class _Bench:
         """A copy that keeps the ``count`` largest weights overall, with BatchNorm statistics of what is left."""
         weights = factors.tensors(dense)
         chosen = projections.largest_of_all(list(weights.values()), count)
-        model = masks.apply_masks(dense, dict(zip(weights, chosen, strict=True)))
+        return self.refreshed(masks.apply_masks(dense, dict(zip(weights, chosen, strict=True))))
+
+    def projected(self, model: nn.Module, count: int) -> nn.Module:
+        """The network itself, projected to ``count`` nonzeros, with BatchNorm statistics of what is left."""
+        constraints.project(model, count=count)
+        return self.refreshed(model)
+
+    def refreshed(self, model: nn.Module) -> nn.Module:
+        """The network itself, with BatchNorm statistics of its weights as they are now (`statistics.refresh`)."""
         statistics.refresh(model, self.plan.images.train.images)
         return model
 
@@ -244,7 +253,8 @@ def _ap(bench: _Bench, size: _Size) -> nn.Module:
 
 def _al0(bench: _Bench, size: _Size) -> nn.Module:
     """Adversarial training in which the largest weights are chosen anew after every step."""
-    return bench.sparse(parametrizations.copied(bench.dense()), size.title, bench.epochs, size.count)
+    start = bench.projected(parametrizations.copied(bench.dense()), size.count)
+    return bench.sparse(start, size.title, bench.epochs, size.count)
 
 
 def _alr(bench: _Bench, size: _Size) -> nn.Module | None:
@@ -261,8 +271,7 @@ def _alr(bench: _Bench, size: _Size) -> nn.Module | None:
     model = factors.with_factors(dense, {name: (*parts[name], nothing[name]) for name in parts})
     for name in parts:
         factors.stored_factors(model.get_submodule(name))[-1].requires_grad_(False)
-    statistics.refresh(model, bench.plan.images.train.images)
-    return bench.train(model, size.title, bench.epochs)
+    return bench.train(bench.refreshed(model), size.title, bench.epochs)
 
 
 def _atmc(bench: _Bench, size: _Size, *, start: str = "identity") -> nn.Module:
@@ -288,7 +297,8 @@ def _atmc(bench: _Bench, size: _Size, *, start: str = "identity") -> nn.Module:
 
 def _identity(bench: _Bench, count: int, name: str, epochs: int) -> nn.Module:
     """The first stage of ATMC: Al0, then factors that give the same weights."""
-    sparse = bench.sparse(parametrizations.copied(bench.dense()), name, epochs, count)
+    start = bench.projected(parametrizations.copied(bench.dense()), count)
+    sparse = bench.sparse(start, name, epochs, count)
     return factors.factorized(sparse, dict.fromkeys(factors.layer_names(sparse)))
 
 
@@ -296,8 +306,8 @@ def _svd(bench: _Bench, count: int, name: str, epochs: int) -> nn.Module:
     """The first stage of ATMC that starts from low rank and single entries."""
     dense = bench.dense()
     weights = {layer: dense.get_submodule(layer).weight.detach().flatten(1) for layer in factors.layer_names(dense)}
-    model = factors.with_factors(dense, low_rank.split(weights, count))
-    return bench.sparse(model, name, epochs, count)
+    start = bench.projected(factors.with_factors(dense, low_rank.split(weights, count)), count)
+    return bench.sparse(start, name, epochs, count)
 
 
 _FIRST = {"identity": _identity, "svd": _svd}

@@ -158,6 +158,30 @@ def test_interrupted_in_every_epoch_it_ends_the_same(dense, plan, tmp_path, monk
     assert same(found[rival, RATIO], undisturbed[rival, RATIO])
 
 
+class Slow(nn.Sequential):
+    """Its BatchNorm moves by a fiftieth per batch."""
+
+    def __init__(self):
+        layers = [nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8, momentum=0.02), nn.ReLU(), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(8 * 8 * 8, 10))
+
+
+@pytest.mark.parametrize("rival", [name for name in pruning.RIVALS if name != "DA"])
+def test_the_first_training_meets_the_statistics_of_what_is_left(plan, monkeypatch, rival):
+    starts, train = [], rivals._Bench.train
+
+    def seen(bench, model, *rest, **options):
+        starts.append(parametrizations.bake(model).eval())
+        return train(bench, model, *rest, **options)
+
+    monkeypatch.setattr(rivals._Bench, "train", seen)
+    pruning.joint(Slow(), [rival], [RATIO], plan)
+    norm, images = starts[0][1], plan.images.train.images / 255
+    inputs = starts[0][0](images).detach()
+    assert torch.allclose(norm.running_mean, inputs.mean((0, 2, 3)), atol=5e-3)  # masked_qat is rounded later
+    assert torch.allclose(norm.running_var, inputs.var((0, 2, 3)), rtol=2e-2)
+
+
 class Grouped(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(3, 4, 3, 4), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(8 * 8 * 4, 10))
