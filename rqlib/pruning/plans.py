@@ -11,7 +11,7 @@ from torch import nn
 from rqlib import attacks, models, training
 from rqlib.core import runtime
 from rqlib.core.projections import Ball, Linf
-from rqlib.core.vocabulary import Attack, ImageSpec, Objective, did_you_mean
+from rqlib.core.vocabulary import ImageSpec, Objective, did_you_mean
 from rqlib.data import ImageDataset
 from rqlib.models import checkpoints
 from rqlib.pruning.algorithms import Phase
@@ -36,7 +36,8 @@ class Plan:
         ball: the images of an attack stay in it, in training and in scoring.
         objectives: names of what ``prune`` (choosing the weights) and ``finetune`` (training the rest) minimize.
         epochs: lengths of the phases ``prune``, ``finetune`` and ``pretrain``.
-        attack_steps: steps of PGD in training and on the validation images, each ``2.5 epsilon / steps`` long.
+        attack_steps: steps of PGD in training and on the validation images, each ``2.5 epsilon / steps`` long. The
+            objective ``n_fgsm`` trains on one noisy step whatever they are.
         ramp: share of the epochs of a new network in which the radius of the attack that it is trained under grows
             from 0; 0: it is the full one from the start. Phases that go on with a network have the full radius.
         era: ``steps`` and ``restarts`` of the PGD that scores, for `measures.era`.
@@ -50,7 +51,8 @@ class Plan:
         folder: where states are kept, from which an interrupted experiment goes on; None keeps nothing.
 
     Raises:
-        ValueError: unknown objective; not exactly these phases; a ramp outside [0, 1].
+        ValueError: unknown objective, or one that needs an L-infinity ball and has another; not exactly these phases;
+            a ramp outside [0, 1].
     """
 
     images: ImageDataset
@@ -80,7 +82,7 @@ class Plan:
         for goal in self.objectives.values():
             if goal not in objectives.OBJECTIVES | CERTIFIED:
                 raise ValueError(did_you_mean("objective", goal, objectives.OBJECTIVES | CERTIFIED))
-            if goal in CERTIFIED and not isinstance(self.ball, Linf):
+            if goal in (*CERTIFIED, "n_fgsm") and not isinstance(self.ball, Linf):
                 raise ValueError(f"expected an L-infinity ball for the objective {goal}, got {self.ball}")
 
     @property
@@ -114,11 +116,12 @@ class Plan:
                 a ball grows the ball only for new networks, and keeps the last epoch.
         """
         goal = objective or self.objectives["prune" if kind in ("prune", "admm") else "finetune"]
+        scoring = attacks.named("pgd", active_set=True, **self._climb())
         return Phase(
             self.images,
             self._objective(goal, new=kind in NEW),
             self.recipe(kind, certified=goal in CERTIFIED),
-            attack=self._pgd(active_set=True) if goal in objectives.ROBUST | CERTIFIED else None,
+            attack=scoring if goal in objectives.ROBUST | CERTIFIED else None,
             seed=self.seed,
             folder=self.state(folder),
         )
@@ -150,12 +153,13 @@ class Plan:
 
     def _attacked(self, goal: str, share: float) -> Objective:
         """An objective by name; its attack, if it has one, has this share of the full radius."""
-        return training.objective(goal, attack=self._pgd(share, best=False))
+        return training.objective(goal, attack=objectives.inner_attack(goal, **self._climb(share)))
 
     def state(self, name: str) -> Path | None:
         """Path of a file or folder of states below the plan's folder; None if nothing is kept."""
         return None if self.folder is None else Path(self.folder) / name
 
-    def _pgd(self, share: float = 1.0, **options) -> Attack:
+    def _climb(self, share: float = 1.0) -> dict:
+        """Ball, step size and steps of PGD, with this share of the full radius."""
         ball = dataclasses.replace(self.ball, epsilon=share * self.ball.epsilon)
-        return attacks.named("pgd", ball=ball, **attacks.pace(ball, self.attack_steps), **options)
+        return {"ball": ball, **attacks.pace(ball, self.attack_steps)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rqlib import attacks
 from rqlib.core import runtime
-from rqlib.core.projections import Linf
+from rqlib.core.projections import Ball, Linf
 from rqlib.core.vocabulary import Attack, Objective, did_you_mean
 from rqlib.training.certified_objectives import CERTIFIED
 from rqlib.training.noisy_objectives import NOISY
@@ -184,13 +184,26 @@ def named(name: str, *, attack: Attack | None = None, **settings) -> Objective:
     return partial(ROBUST[name], attack=attack, **settings)
 
 
+def inner_attack(name: str, *, ball: Ball, step_size: float, steps: int) -> Attack:
+    """The attack that makes the images a robust objective trains on: PGD, of which it is given the last iterate.
+
+    ``n_fgsm`` is given the images of one noisy step instead (`attacks.noisy_fgsm`), which costs about as much as two
+    natural trainings; whether it fails against PGD, `overfitting.flag` tells.
+
+    Args:
+        ball, step_size, steps: of PGD, the first two in pixels. One noisy step needs the ball alone, an L-infinity one.
+    """
+    if name == "n_fgsm":
+        return partial(attacks.noisy_fgsm, ball=ball)
+    return attacks.named("pgd", ball=ball, step_size=step_size, steps=steps, best=False)
+
+
 def robust(name: str, *, epsilon: float, step_size: float, steps: int, **settings) -> tuple[Objective, Attack | None]:
     """An objective by name that trains against PGD, and the attack under which `fit` scores validation images.
 
-    The objective is given the last iterate of PGD; the attack stops for each image as soon as it is misclassified.
-    ``n_fgsm`` is given the images of one noisy step instead (`attacks.noisy_fgsm`), which costs about as much as two
-    natural trainings; whether it fails against PGD, `overfitting.flag` tells. Those in `CERTIFIED` are given the ball
-    alone, and are scored under PGD, too. For others that attack no images, such as ``natural``, the attack is None.
+    The objective trains on the images of its `inner_attack`; the attack that scores stops for each image as soon as it
+    is misclassified. Those in `CERTIFIED` are given the ball alone, and are scored under PGD, too. For others that
+    attack no images, such as ``natural``, the attack is None.
 
     Args:
         epsilon, step_size, steps: of PGD in an L-infinity ball, the first two in pixels.
@@ -200,11 +213,8 @@ def robust(name: str, *, epsilon: float, step_size: float, steps: int, **setting
         ValueError: unknown name; a radius outside [0, 1].
     """
     climb = {"ball": Linf(epsilon), "step_size": step_size, "steps": steps}
-    inner = attacks.named("pgd", best=False, **climb)
-    if name == "n_fgsm":
-        inner = partial(attacks.noisy_fgsm, ball=climb["ball"])
     settings |= {"epsilon": epsilon} if name in CERTIFIED else {}
-    objective = named(name, attack=inner, **settings)
+    objective = named(name, attack=inner_attack(name, **climb), **settings)
     return objective, attacks.named("pgd", active_set=True, **climb) if name in ROBUST | CERTIFIED else None
 
 

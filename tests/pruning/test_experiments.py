@@ -62,7 +62,8 @@ def test_phases_of_a_plan(plan, kind, objective, expected):
 def test_only_attacks_on_new_networks_grow(plan, kind, goal):
     phase = dataclasses.replace(plan, ramp=0.5).phase(kind, "x", objective=goal)
     if (kind, goal) != ("pretrain", "mixed"):
-        assert phase.objective.keywords.get("attack", plan._pgd()).keywords["ball"] == plan.ball
+        if goal == "mixed":
+            assert phase.objective.keywords["attack"].keywords["ball"] == plan.ball
         return
     half = phase.objective.made(0.5).keywords["attack"].keywords
     assert half["ball"].epsilon == pytest.approx(plan.ball.epsilon / 2)
@@ -70,9 +71,22 @@ def test_only_attacks_on_new_networks_grow(plan, kind, goal):
     assert phase.attack.keywords["ball"] == plan.ball
 
 
+@pytest.mark.parametrize("ramp", [0.0, 0.5])
+def test_n_fgsm_trains_on_one_noisy_step_and_is_scored_under_pgd(plan, ramp):
+    phase = dataclasses.replace(plan, ramp=ramp, attack_steps=7).phase("pretrain", "x", objective="n_fgsm")
+    inner = (phase.objective.made(1.0) if ramp else phase.objective).keywords["attack"]
+    assert inner.func is attacks.noisy_fgsm
+    assert inner.keywords == {"ball": plan.ball}
+    assert (phase.attack.func, phase.attack.keywords["steps"]) == (attacks.pgd, 7)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (
+            {"objectives": {"prune": "natural", "finetune": "n_fgsm"}, "ball": attacks.L2(1)},
+            "expected an L-infinity ball for the objective n_fgsm",
+        ),
         ({"objectives": {"prune": "natural"}}, "expected objectives of prune and finetune, got prune"),
         ({"epochs": {}}, "expected epochs of prune and finetune and pretrain, got none"),
         ({"objectives": {"prune": "natural", "finetune": "natral"}}, "did you mean 'natural'"),
