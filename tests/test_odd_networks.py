@@ -23,7 +23,7 @@ from rqlib.core import derived, layers, parametrizations
 from rqlib.core.entry import classifier
 from rqlib.core.projections import Linf
 from rqlib.core.vocabulary import ImageSpec
-from rqlib.pruning import algorithms, masks
+from rqlib.pruning import algorithms, factors, masks, savings
 from rqlib.quantization import integer
 from rqlib.training import objectives
 from rqlib.training.recipes import Recipe
@@ -665,6 +665,38 @@ def pruning_of_shared_weights():
     assert removed.conv is removed.features[0] is removed.all[0]
 
 
+class Transposed(Net):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(6, 6, 3, padding=1)
+
+    def logits(self, x):
+        x = self.up(self.body[0](x))
+        return self.head(self.body[1:](x).flatten(1))
+
+
+def pruning_says_which_layers_it_leaves_alone():
+    own = Net()
+    own.body[0] = Standardized(3, 6, 3)
+    for name, model in (("up", Transposed()), ("body.0", own)):
+        words = f"left as they are, .* transposed convolutions or have a forward pass of their own: {name}$"
+        with pytest.warns(UserWarning, match=words):
+            masked = pruning.apply_masks(model, pruning.magnitude_masks(model, 0.25))
+        layer = parametrizations.bake(masked).get_submodule(name)
+        assert torch.equal(layer.weight, model.get_submodule(name).weight)
+        with pytest.warns(UserWarning, match=words):
+            factors.say_left_alone(model)
+        assert name not in factors.layer_names(model)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("default")
+            for kept in (0.1, 0.25):
+                pruning.apply_masks(model, pruning.magnitude_masks(model, kept))
+            factors.say_left_alone(model)
+        assert len(said) == 1
+        everything = sum(p.numel() for key, p in model.named_parameters() if p.dim() > 1 and "weight" in key)
+        assert savings._dense_bytes(parametrizations.bake(masked)) == 4 * everything
+
+
 class CalledTwice(Net):
     def __init__(self):
         super().__init__()
@@ -732,6 +764,7 @@ ROWS = (
     biases_that_their_unit_cannot_hold,
     quantized_in_three_dimensions_and_other_precisions,
     pruning_of_shared_weights,
+    pruning_says_which_layers_it_leaves_alone,
     pruning_of_a_layer_that_is_called_twice,
     pruning_of_networks_as_they_come,
     pruning_of_what_cannot_be_traced,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -32,6 +33,26 @@ def weighted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     A layer with several names has one row. A subclass with a forward pass of its own is none (`is_standard`).
     """
     return ((name, module) for name, module in model.named_modules() if is_weighted(module))
+
+
+def other_weighted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of what is a convolution or linear layer by its class, but is none of the `weighted_layers`.
+
+    These are transposed convolutions, and subclasses with a forward pass of their own.
+    """
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return ((name, one) for name, one in model.named_modules() if isinstance(one, kinds) and not is_weighted(one))
+
+
+def say_others_stay(model: nn.Module) -> None:
+    """Warn, once for each network, of its `other_weighted_layers`, whose weights are left as they are."""
+    others = [name for name, _ in other_weighted_layers(model)]
+    if others:
+        warnings.warn(
+            "left as they are, because they are transposed convolutions or have a forward pass of their own: "
+            f"{', '.join(others)}",
+            stacklevel=1,  # one place for all callers, so that Python shows it once
+        )
 
 
 def is_weighted(module: nn.Module) -> bool:

@@ -47,7 +47,7 @@ def totals(frame: pandas.DataFrame) -> dict[str, int]:
 
 
 def weight_count(model: nn.Module) -> int:
-    """Number of weights of convolutions and linear layers, without biases and BatchNorm."""
+    """Number of weights of convolutions and linear layers (`layers.weighted_layers`), without biases and BatchNorm."""
     return sum(layer.weight.numel() for _, layer in _unshared(classifier(model)))
 
 
@@ -68,7 +68,8 @@ def storage(model: nn.Module) -> dict[str, float]:
         index_bits: of the indices.
         ratio: dense_bits / coded_bits.
         ratio_with_index: dense_bits / (coded_bits + index_bits).
-        other_bits: of everything else in the network: biases, BatchNorm parameters and statistics.
+        other_bits: of everything else in the network: biases, BatchNorm parameters and statistics, and layers that
+            are none of the `layers.weighted_layers`, such as transposed convolutions.
     """
     model = classifier(model)
     coded = [_coded(layer) for _, layer in _unshared(model)]

@@ -1,6 +1,7 @@
 """Weights as a product and a remainder, ``W = B A + C``: a parametrization, and the tensors that a constraint counts.
 
-Convolutions with groups, and layers that share a weight, are left alone.
+Convolutions with groups, layers that share a weight, transposed convolutions, and layers with a forward pass of their
+own are left alone.
 """
 
 import warnings
@@ -127,13 +128,14 @@ def shares(model: nn.Module) -> pandas.DataFrame:
 
 
 def say_left_alone(model: nn.Module) -> None:
-    """Warn of convolutions with groups and of layers that share a weight."""
+    """Warn of convolutions with groups, of layers that share a weight, and of `layers.other_weighted_layers`."""
     alone = [name for name, _ in layers.weighted_layers(model) if name not in layer_names(model)]
     if alone:
         warnings.warn(
             f"left as they are, because they have groups or share the weight of another layer: {', '.join(alone)}",
             stacklevel=3,
         )
+    layers.say_others_stay(model)
 
 
 def _eligible(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

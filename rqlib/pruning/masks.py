@@ -1,7 +1,8 @@
 """Masks that say which weights of a network stay: made by magnitude, applied, and checked.
 
-All weights of convolutions and linear layers can be removed. Biases and BatchNorm stay, except for those of a channel
-that is removed as a whole. ``kept`` = 1 - sparsity is the fraction of weights that stay.
+All weights of convolutions and linear layers can be removed, except for those of transposed convolutions and of layers
+with a forward pass of their own (`layers.other_weighted_layers`), of which a warning tells. Biases and BatchNorm stay,
+except for those of a channel that is removed as a whole. ``kept`` = 1 - sparsity is the fraction of weights that stay.
 """
 
 import warnings
@@ -95,6 +96,8 @@ def magnitude_masks(
 def dense_weights(model: nn.Module, kept: float) -> Weights:
     """The weights that can be removed. A weight that several layers share has the name of the first.
 
+    A warning names the layers that are left alone (`layers.other_weighted_layers`).
+
     Raises:
         ValueError: a weight is parametrized, or fewer of its values are not 0 than the fraction ``kept`` would keep.
     """
@@ -109,6 +112,7 @@ def dense_weights(model: nn.Module, kept: float) -> Weights:
                 "network is already pruned; start from the dense checkpoint, or keep less"
             )
         weights[f"{name}.weight"] = weight
+    layers.say_others_stay(model)
     return weights
 
 

@@ -74,7 +74,8 @@ def joint(
     Returns:
         (rival, ratio) -> network, whose weights are plain, or factorized (`factors.factorized`). DA, which is not
         compressed, has the ratio 1. ALR is left out, with a warning, where rank 1 in all layers is too much already.
-        A warning names the layers that are left alone: convolutions with groups, and those that share a weight.
+        Warnings name the layers that are left alone: convolutions with groups, those that share a weight, transposed
+        convolutions, and those with a forward pass of their own.
 
     Raises:
         ValueError: unknown rival or form; a ratio outside (0, 1] or one that keeps nothing; a compression that is not

@@ -8,7 +8,7 @@ from pandas import DataFrame
 from torch import nn
 
 from rqlib import attacks, data, measures
-from rqlib.core import parametrizations, runtime
+from rqlib.core import layers, parametrizations, runtime
 from rqlib.measures import cost
 from rqlib.pruning import algorithms, channels, packed
 from rqlib.pruning.evaluation import Networks
@@ -24,8 +24,9 @@ def on_disk(networks: Networks, plan: Plan, folder: str | Path) -> DataFrame:
     Networks that were trained from ``scratch`` are left out: they have no zeros.
 
     Returns:
-        One row per file: method, kept, dense_bytes (all weights as float32), expected_bytes (nonzero weights, the
-        entropy of where they are, and everything else), file_bytes, ratio_with_index (dense / (nonzero + where)).
+        One row per file: method, kept, dense_bytes (all weights of convolutions and linear layers as float32),
+        expected_bytes (nonzero weights, the entropy of where they are, and everything else), file_bytes,
+        ratio_with_index (dense / (nonzero + where), of the layers that can be pruned).
 
     Raises:
         AssertionError: the network that is loaded from a file has other logits.
@@ -44,13 +45,19 @@ def on_disk(networks: Networks, plan: Plan, folder: str | Path) -> DataFrame:
         row = {
             "method": method,
             "kept": kept,
-            "dense_bytes": size["dense_bits"] // 8,
+            "dense_bytes": _dense_bytes(plain),
             "expected_bytes": sum(size[part] for part in ("coded_bits", "index_bits", "other_bits")) // 8,
             "file_bytes": path.stat().st_size,
             "ratio_with_index": size["ratio_with_index"],
         }
         rows.append(row)
     return DataFrame(rows)
+
+
+def _dense_bytes(plain: nn.Module) -> int:
+    """Bytes of all weights of convolutions and linear layers as float32, also of the layers that are never pruned."""
+    found = (*layers.weighted_layers(plain), *layers.other_weighted_layers(plain))
+    return 4 * sum({id(layer.weight): layer.weight.numel() for _, layer in found}.values())
 
 
 def filters(dense: nn.Module, plan: Plan) -> tuple[DataFrame, float]:
