@@ -67,8 +67,8 @@ def fit(
             says that changes between epochs, else the best.
 
     Returns:
-        DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds,
-        images_per_second.
+        DataFrame with epoch (from 1), loss, validation_loss, validation_accuracy, lr, seconds, images_per_second,
+        and kept: True in the one row whose weights are left in the model.
 
     Raises:
         FloatingPointError: the loss is no longer finite; the message says epoch, batch and last good state.
@@ -98,7 +98,23 @@ def fit(
         for module, mode in modes.items():
             module.training = mode
     model.load_state_dict(training.best)
-    return pandas.DataFrame(training.history)
+    return table(training.history, keep)
+
+
+def table(rows: list[dict], keep: str) -> pandas.DataFrame:
+    """The rows of a training's epochs, and the column ``kept``, which says whose weights are kept."""
+    return pandas.DataFrame(rows).assign(kept=[number == kept_row(rows, keep) for number in range(len(rows))])
+
+
+def kept_row(rows: list[dict], keep: str) -> int:
+    """Number of the row, from 0, whose weights are kept: the best, of equally good ones the last, or the last of all.
+
+    The accuracy under attack counts if there is one. Rows without validation images are not scored: the last is kept.
+    """
+    scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in rows]
+    if keep == "last" or scores[-1] is None:
+        return len(rows) - 1
+    return max(range(len(rows)), key=lambda number: (scores[number], number))
 
 
 def weights(checkpoint: str | Path, which: str = "best") -> dict[str, Tensor]:
@@ -148,9 +164,8 @@ class _Training:
             row["overfitting"] = overfitting.flag([row[ROBUST_ACCURACY] for row in self.history])
 
     def remember(self, keep: str) -> None:
-        """Copy the weights if the last epoch is the best so far, if it was not scored, or if the last is wanted."""
-        scores = [row.get(ROBUST_ACCURACY, row["validation_accuracy"]) for row in self.history]
-        if keep == "last" or scores[-1] is None or scores[-1] >= max(scores):
+        """Copy the weights if those of the last epoch are to be kept."""
+        if kept_row(self.history, keep) == len(self.history) - 1:
             self.best = {name: tensor.detach().clone() for name, tensor in self.scored.state_dict().items()}
 
     def save(self) -> None:

@@ -9,18 +9,17 @@ from rqlib.training.loop import ROBUST_ACCURACY
 
 
 def summary(history: DataFrame) -> dict:
-    """One row about a training: its best epoch, and how long it took.
+    """One row about a training: the epoch whose weights are kept, and how long it took.
 
     Args:
         history: from `training.fit`.
 
     Returns:
-        validation_accuracy and best_epoch (the highest accuracy, under attack if the history has that column),
+        validation_accuracy (None without validation images) and best_epoch, of the epoch whose weights are kept;
         epochs_run, train_seconds, images_per_second (median over the epochs), and for a robust training
         validation_robust_accuracy and overfitting (at the end).
     """
-    is_robust = ROBUST_ACCURACY in history
-    best = history.loc[history[ROBUST_ACCURACY if is_robust else "validation_accuracy"].idxmax()]
+    best = history[history.kept].iloc[-1]
     row = {
         "validation_accuracy": best.validation_accuracy,
         "best_epoch": int(best.epoch),
@@ -28,7 +27,7 @@ def summary(history: DataFrame) -> dict:
         "train_seconds": history.seconds.sum(),
         "images_per_second": history.images_per_second.median(),
     }
-    if is_robust:
+    if ROBUST_ACCURACY in history:
         row |= {ROBUST_ACCURACY: best[ROBUST_ACCURACY], "overfitting": history.overfitting.iloc[-1]}
     return row
 

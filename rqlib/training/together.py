@@ -60,7 +60,7 @@ def fit_together(
         training.score(dataset, attack, epoch, loss, time.perf_counter() - started)
     for network, best in zip(networks, training.best, strict=True):
         network.load_state_dict(best)
-    return [pandas.DataFrame(history) for history in training.histories]
+    return [loop.table(history, "best") for history in training.histories]
 
 
 def can_be_joined(recipe: Recipe, objective: Objective) -> bool:
@@ -98,10 +98,10 @@ class _Together:
         row["images_per_second"] = len(self.networks) * len(dataset.train.labels) / seconds
         for number, (network, history) in enumerate(zip(self.networks, self.histories, strict=True)):
             history.append(row | loop.validate(network, dataset.validation, attack))
-            scores = [one.get(loop.ROBUST_ACCURACY, one["validation_accuracy"]) for one in history]
             if attack is not None:
+                scores = [one.get(loop.ROBUST_ACCURACY, one["validation_accuracy"]) for one in history]
                 history[-1]["overfitting"] = overfitting.flag(scores)
-            if scores[-1] is None or scores[-1] >= max(scores):
+            if loop.kept_row(history, "best") == len(history) - 1:
                 self.best[number] = {name: one.clone() for name, one in network.state_dict().items()}
         state = {"last": self.stack.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.resumable.save(**state, best=self.best, histories=self.histories)

@@ -61,8 +61,10 @@ def test_fit_learns_and_logs():
 
 def test_best_epoch_is_kept_by_validation_and_last_is_on_file(tmp_path):
     model, path, (states, options) = network(), tmp_path / "training.pt", states_after_epochs()
-    scores = fit(model, UNSTEADY, checkpoint=path, **options).validation_accuracy.to_numpy()
+    history = fit(model, UNSTEADY, checkpoint=path, **options)
+    scores = history.validation_accuracy.to_numpy()
     best = max(range(4), key=lambda epoch: (scores[epoch], epoch))
+    assert history.epoch[history.kept].tolist() == [best + 1]
     assert best < 3, "the last epoch is not the best one"
     assert_same(model.state_dict(), states[best])
     assert_same(loop.weights(path, "best"), states[best])
@@ -73,7 +75,8 @@ def test_best_epoch_is_kept_by_validation_and_last_is_on_file(tmp_path):
 def test_the_last_epoch_is_kept_where_it_is_wanted_or_nothing_is_scored(tmp_path, keep, validation):
     path, dataset = tmp_path / "training.pt", few_digits().take(validation=validation)
     for model in (network(), network()):  # the second finds its training done
-        fit(model, UNSTEADY, dataset=dataset, keep=keep, checkpoint=path)
+        history = fit(model, UNSTEADY, dataset=dataset, keep=keep, checkpoint=path)
+        assert outcome.summary(history)["best_epoch"] == UNSTEADY.epochs
         assert_same(model.state_dict(), loop.weights(path, "last"))
 
 

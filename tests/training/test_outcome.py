@@ -1,9 +1,10 @@
 import pandas
+import pytest
 import torch
 from torch import nn
 
 from rqlib.data import Split
-from rqlib.training import outcome
+from rqlib.training import loop, outcome
 
 HISTORY = pandas.DataFrame(
     {
@@ -11,6 +12,7 @@ HISTORY = pandas.DataFrame(
         "validation_accuracy": [0.5, 0.9, 0.7],
         "seconds": [1.0, 2.0, 4.0],
         "images_per_second": [40.0, 20.0, 10.0],
+        "kept": [False, True, False],
     }
 )
 
@@ -25,11 +27,27 @@ def test_a_training_in_one_row():
     }
 
 
-def test_the_best_epoch_of_a_robust_training_is_the_best_under_attack():
-    robust = HISTORY.assign(validation_robust_accuracy=[0.1, 0.2, 0.3], overfitting=["", "robust", "catastrophic"])
+def test_the_epoch_of_a_robust_training_is_the_one_that_is_kept():
+    accuracies, flags = [0.1, 0.2, 0.3], ["", "robust", "catastrophic"]
+    robust = HISTORY.assign(validation_robust_accuracy=accuracies, overfitting=flags, kept=[False, False, True])
     row = outcome.summary(robust)
     assert (row["best_epoch"], row["validation_accuracy"]) == (3, 0.7)
     assert (row["validation_robust_accuracy"], row["overfitting"]) == (0.3, "catastrophic")
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep", "epoch"),
+    [
+        ([0.5, 0.9, 0.7], "best", 2),
+        ([0.5, 0.9, 0.9], "best", 3),  # of equally good ones the last
+        ([0.5, 0.9, 0.7], "last", 3),
+        ([None, None, None], "best", 3),
+    ],
+)
+def test_the_epoch_in_the_row_is_the_one_whose_weights_are_kept(scores, keep, epoch):
+    columns = HISTORY.drop(columns="kept").assign(validation_accuracy=pandas.Series(scores, dtype=object))
+    row = outcome.summary(loop.table(columns.to_dict("records"), keep))
+    assert (row["best_epoch"], row["validation_accuracy"]) == (epoch, scores[epoch - 1])
 
 
 def test_a_score_is_the_accuracy_and_who_is_taken_for_whom():
