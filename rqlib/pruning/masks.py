@@ -103,9 +103,8 @@ def dense_weights(model: nn.Module, kept: float) -> Weights:
     """
     weights = {}
     for name, layer in _unshared(model):
-        if parametrize.is_parametrized(layer, "weight"):
-            raise ValueError(f"{name}: expected a plain weight, found a parametrized one; parametrizations.bake first")
-        weight, nonzero = layer.weight.detach(), int(layer.weight.count_nonzero())
+        weight = _plain(name, layer)
+        nonzero = int(weight.count_nonzero())
         if nonzero < projections.kept_count(kept, weight.numel()):
             raise ValueError(
                 f"{name}: {nonzero:,} of {weight.numel():,} weights are not 0, fewer than kept {kept} would leave: the "
@@ -114,6 +113,21 @@ def dense_weights(model: nn.Module, kept: float) -> Weights:
         weights[f"{name}.weight"] = weight
     layers.say_others_stay(model)
     return weights
+
+
+def check_new(model: nn.Module) -> None:
+    """Raise a ValueError if a network cannot be new: a weight is parametrized, or some of a layer's weights are 0.
+
+    A layer may begin with nothing but zeros. One zero in a hundred may be drawn by chance.
+    """
+    for name, layer in _unshared(model):
+        weight = _plain(name, layer)
+        zeros, count = int((weight == 0).sum()), weight.numel()
+        if count / 100 < zeros < count:
+            raise ValueError(
+                f"{name}: {zeros:,} of {count:,} weights are 0: the network is already pruned; start from the dense "
+                "checkpoint, or from new weights"
+            )
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
@@ -162,6 +176,13 @@ def check(model: nn.Module, kept: float, *, structure: str = "weights", scope: s
         assert (found.stay == wanted).all(), f"expected round({kept} N) weights in every layer, got\n{found}"
     _say_empty(kept, found[found.stay == 0].layer.tolist())
     return found
+
+
+def _plain(name: str, layer: nn.Module) -> Tensor:
+    """The weight of a layer; a ValueError refuses a parametrized one."""
+    if parametrize.is_parametrized(layer, "weight"):
+        raise ValueError(f"{name}: expected a plain weight, found a parametrized one; parametrizations.bake first")
+    return layer.weight.detach()
 
 
 def _unshared(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -91,7 +91,7 @@ def joint(
     _check_plan(plan)
     dense = classifier(dense)
     asked = _asked(dense, rivals, ratios, compressions)
-    masks.dense_weights(dense, 1.0)  # says what is wrong with a network that is not dense
+    masks.check_new(dense)
     factors.say_left_alone(dense)
     bench, found = _Bench(dense, plan, form), {}
     for rival, sizes in asked.items():

@@ -256,3 +256,16 @@ def test_a_network_that_is_pruned_or_parametrized_already_is_refused(dense, plan
     masked = pruning.apply_masks(dense, pruning.magnitude_masks(dense, 0.1))
     with pytest.raises(ValueError, match="expected a plain weight, found a parametrized one"):
         pruning.joint(masked, ["AP"], [0.5], plan)
+    with pytest.raises(ValueError, match="weights are 0: the network is already pruned"):
+        pruning.joint(parametrizations.bake(masked), ["AP"], [0.5], plan)
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of the loss is exactly zero")  # before the first step
+def test_a_new_network_may_begin_with_zeros(plan):
+    """A head of zeros, and a single zero that was drawn by chance."""
+    model = Grouped()
+    model[1] = nn.Identity()
+    nn.init.zeros_(model[3].weight)
+    model[0].weight.data.view(-1)[0] = 0
+    found = pruning.joint(model, ["AP", "ATMC-8-svd"], [0.5], plan)
+    assert all(network[3].weight.any() for network in found.values())
