@@ -24,10 +24,15 @@ def beside_paper(rows: DataFrame, plan: Plan) -> DataFrame:
 
 
 def is_setting_of_paper(plan: Plan) -> bool:
-    """Whether network, images, objectives, epochs and attack are those of the paper's table."""
+    """Whether network, images, objectives, epochs and attacks are those of the paper's table.
+
+    All 50,000 training images of CIFAR-10 are used, of which some may be held out for validation, and all test images.
+    """
     objectives = {plan.pretrained_for, *plan.objectives.values()}
     network = (plan.model, plan.width, plan.structure) == ("VGG_16_HYDRA", 1.0, "weights")
-    images = plan.images.title.split()[0] == "CIFAR-10" and len(plan.images.test.labels) == 10000
+    used, held_out = len(plan.images.train.labels), len(plan.images.validation_indices)
+    images = plan.images.title == "CIFAR-10" and (used + held_out, len(plan.images.test.labels)) == (50000, 10000)
     training = objectives == {"adversarial"} and (plan.epochs["prune"], plan.epochs["finetune"]) == (20, 100)
-    attack = plan.ball == Linf(8 / 255) and dict(plan.era) == {"steps": 50, "restarts": 10}
-    return network and images and training and attack
+    attacks = plan.ball == Linf(8 / 255) and plan.attack_steps == 10
+    attacks = attacks and dict(plan.era) == {"steps": 50, "restarts": 10}
+    return network and images and training and attacks

@@ -218,7 +218,13 @@ OTHER_SETTINGS = [
     {"epochs": {"prune": 20, "finetune": 10, "pretrain": 7}},
     {"ball": attacks.L2(8 / 255)},
     {"era": {"steps": 50, "restarts": 1}},
+    {"attack_steps": 1},
 ]
+
+
+def black(count: int) -> data.Split:
+    """So many black images of one pixel."""
+    return data.Split(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64))
 
 
 def test_published_rows_beside_ours_say_whether_the_setting_is_that_of_the_paper(plan, scored):
@@ -230,18 +236,21 @@ def test_published_rows_beside_ours_say_whether_the_setting_is_that_of_the_paper
     assert ours[["method", "kept"]].to_numpy().tolist() == [["lwm", 0.1]]
     assert ours.robust_accuracy.tolist() == [scored.robust_accuracy[2]]
     assert set(beside.setting) == {"another setting: not comparable"}
-    test = data.Split(torch.zeros(10000, 3, 1, 1, dtype=torch.uint8), torch.zeros(10000, dtype=torch.int64))
+    parts = {"train": black(45000), "test": black(10000), "validation_indices": torch.arange(5000)}
+    images = dataclasses.replace(plan.images, title="CIFAR-10", **parts)
     same = dataclasses.replace(
         plan,
-        images=dataclasses.replace(plan.images, title="CIFAR-10 (JPEG)", test=test),
+        images=images,
         model="VGG_16_HYDRA",
+        attack_steps=10,
         objectives={"prune": "adversarial", "finetune": "adversarial"},
         epochs={"prune": 20, "finetune": 100, "pretrain": 7},
         era={"steps": 50, "restarts": 10},
         pretrained_for="adversarial",
     )
-    assert set(pruning.beside_paper(scored, same).setting) == {"ours on CIFAR-10 (JPEG), without the extra images"}
-    for changes in OTHER_SETTINGS:
+    assert set(pruning.beside_paper(scored, same).setting) == {"ours on CIFAR-10, without the extra images"}
+    others = [images.take(train=1000), images.take(test=500), dataclasses.replace(images, title="CIFAR-10 (JPEG)")]
+    for changes in [*OTHER_SETTINGS, *({"images": other} for other in others)]:
         assert not published.is_setting_of_paper(dataclasses.replace(same, **changes)), changes
 
 
