@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from torch import nn
 
 from rqlib import attacks, measures, quantization
 from rqlib.core import parametrizations, runtime
 from rqlib.measures import cost
 from rqlib.pruning import masks
-from rqlib.pruning.plans import Plan
+from rqlib.pruning.plans import SCRATCH, Plan
 
 Networks = Mapping[tuple[str, float], nn.Module]
 """(method, kept) -> network."""
@@ -77,13 +77,16 @@ def _era(network: nn.Module, plan: Plan, state: str) -> float:
 def verdict(scored: DataFrame, images: int, *, loss: float = 0.05) -> str:
     """One sentence: the smallest pruned network that loses little accuracy, both clean and under attack.
 
+    A network trained from scratch was not pruned; half a sentence says if one of that size is as good.
+
     Args:
         scored: of `score`.
         images: so many were scored.
         loss: may be lost, as a fraction of all images.
     """
     dense = scored[scored.method == "dense"].iloc[0]
-    pruned = scored[scored.method != "dense"].sort_values(["kept", "robust_accuracy"], ascending=[True, False])
+    pruned = scored[~scored.method.isin(["dense", SCRATCH])]
+    pruned = pruned.sort_values(["kept", "robust_accuracy"], ascending=[True, False])
     near = [pruned[name] >= dense[name] - loss for name in ("clean_accuracy", "robust_accuracy")]
     enough = pruned[near[0] & near[1]]
     before = f"before pruning: {dense.clean_accuracy:.1%} and {dense.robust_accuracy:.1%}"
@@ -93,11 +96,19 @@ def verdict(scored: DataFrame, images: int, *, loss: float = 0.05) -> str:
         best = enough.iloc[0]
         return (
             f"{best.kept:.3g} of the weights are enough: chosen by {best.method}, the network is right on "
-            f"{best.clean_accuracy:.1%} of {images} images, and on {best.robust_accuracy:.1%} under attack ({before})."
+            f"{best.clean_accuracy:.1%} of {images} images, and on {best.robust_accuracy:.1%} under attack ({before})"
+            f"{_control(scored, best)}."
         )
     best = pruned.loc[pruned.robust_accuracy.idxmax()]
     return (
         f"No pruned network stays within {100 * loss:g} points of the dense one, clean and under attack; the most "
         f"robust, {best.method} with {best.kept:.3g} of the weights, is right on {best.clean_accuracy:.1%} of {images} "
-        f"images, and on {best.robust_accuracy:.1%} under attack ({before})."
+        f"images, and on {best.robust_accuracy:.1%} under attack ({before}){_control(scored, best)}."
     )
+
+
+def _control(scored: DataFrame, best: Series) -> str:
+    """Half a sentence if the network of this size that was trained from scratch is as good; else nothing."""
+    control = scored[(scored.method == SCRATCH) & (scored.kept == best.kept)]
+    as_good = [control[name] >= best[name] for name in ("clean_accuracy", "robust_accuracy")]
+    return "; a network of that size trained from scratch is as good" if (as_good[0] & as_good[1]).any() else ""

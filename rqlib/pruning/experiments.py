@@ -16,10 +16,7 @@ from rqlib.measures import cost
 from rqlib.pruning import algorithms
 from rqlib.pruning.certificates import Smoothing
 from rqlib.pruning.evaluation import Networks, accuracies
-from rqlib.pruning.plans import Plan
-
-SCRATCH = "scratch"
-"""The control: a narrower network with as many weights as stay, trained from the beginning."""
+from rqlib.pruning.plans import SCRATCH, Plan
 
 
 def methods(dense: nn.Module, names: Sequence[str], kept: Sequence[float], plan: Plan) -> Networks:

@@ -20,7 +20,9 @@ from rqlib.training.certified_objectives import CERTIFIED
 from rqlib.training.recipes import Recipe
 
 PHASES = ("prune", "finetune", "pretrain")
-NEW = ("pretrain", "scratch")
+SCRATCH = "scratch"
+"""The control: a narrower network with as many weights as stay, trained from the beginning."""
+NEW = ("pretrain", SCRATCH)
 """Phases that begin with new networks."""
 
 

@@ -12,8 +12,7 @@ from rqlib.core import layers, parametrizations, runtime
 from rqlib.measures import cost
 from rqlib.pruning import algorithms, channels, packed
 from rqlib.pruning.evaluation import Networks
-from rqlib.pruning.experiments import SCRATCH
-from rqlib.pruning.plans import Plan
+from rqlib.pruning.plans import SCRATCH, Plan
 
 _COMPARED, _TIMED = 100, 64  # images
 

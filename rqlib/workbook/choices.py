@@ -13,7 +13,7 @@ from rqlib.data import datasets, sources
 from rqlib.defenses import activations, gram, quantized_weights
 from rqlib.models import conventions
 from rqlib.prediction import fits, published, shipped
-from rqlib.pruning import algorithms, experiments, masks, rivals
+from rqlib.pruning import algorithms, masks, plans, rivals
 from rqlib.quantization import layer_formats, observers, post_training, signal_forms
 from rqlib.training import objectives
 from rqlib.training.certified_objectives import CERTIFIED
@@ -116,7 +116,7 @@ CHECKS: list[tuple[Callable[[str], object], str]] = [
     (_one_of("family", fits.FAMILIES), "family"),
     (_one_of("norm", attacks.BALLS), "norm"),
     (_one_of("structure", masks.STRUCTURES), "structure"),
-    (_one_of("method", [*algorithms.METHODS, experiments.SCRATCH]), "methods"),
+    (_one_of("method", [*algorithms.METHODS, plans.SCRATCH]), "methods"),
     (_one_of("bound", cascade.BOUNDS), "certified_bounds"),
     (_one_of("rival", rivals.RIVALS), "joint_rivals"),
     (_one_of("form", rivals.FORMS), "joint_form"),

@@ -292,3 +292,15 @@ def test_a_sentence_says_how_few_weights_are_enough():
     collapsed = scored.assign(robust_accuracy=0.1)
     assert "0.1 of the weights are enough: chosen by hydra" in pruning.verdict(collapsed, 150), "0.01 guesses"
     assert "No network was pruned" in pruning.verdict(scored[scored.method == "dense"], 150)
+
+
+@pytest.mark.parametrize(("clean", "robust", "as_good"), [(0.96, 0.79, True), (0.9, 0.79, False), (0.96, 0.7, False)])
+@pytest.mark.parametrize("loss", [0.05, 0.001])
+def test_a_network_from_scratch_is_named_beside_what_was_pruned_not_instead(clean, robust, as_good, loss):
+    rows = [("dense", 1.0, 0.98, 0.8), ("hydra", 0.1, 0.95, 0.78), ("scratch", 0.1, clean, robust)]
+    rows += [("scratch", 0.01, 0.99, 0.9)]
+    scored = pandas.DataFrame(rows, columns=["method", "kept", "clean_accuracy", "robust_accuracy"])
+    said = pruning.verdict(scored, 150, loss=loss)
+    assert "hydra" in said
+    assert said.endswith("80.0%); a network of that size trained from scratch is as good." if as_good else "80.0%).")
+    assert "No network was pruned" in pruning.verdict(scored[scored.method != "hydra"], 150)
