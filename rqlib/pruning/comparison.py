@@ -60,6 +60,7 @@ def claims(rows: DataFrame) -> DataFrame:
     - ATMC-8 is the most robust at a compression: it exceeds the strongest of the other rivals. Because that one was
       chosen, the claim holds only if paired one-sided t-tests against all of them, corrected by Holm over rivals and
       compressions, are below `LEVEL`; and it fails only if one of the opposite tests is, corrected in the same way.
+      Where it fails, ``compared`` names the rival whose opposite test has the smallest p, instead of the strongest one.
     - Eight bits cost ATMC less than `SMALL` at a ratio of nonzeros: ATMC-8 exceeds ATMC-32 less `SMALL`.
     - Natural pruning loses robustness at a compression: the dense adversarial network exceeds NAP.
     - ATMC-8 is as robust as the dense network at a compression: it exceeds that network less `SMALL`.
@@ -84,7 +85,7 @@ def claims(rows: DataFrame) -> DataFrame:
 
 
 def _most_robust(rows: DataFrame) -> Iterator[tuple]:
-    """Rows of `claims` on the strongest of the other rivals at each compression that ATMC-8 has."""
+    """Rows of `claims` on the strongest of the other rivals, or one that is better, at each compression of ATMC-8."""
     sized = rows[rows.compression.isin(rows.compression[rows.variant == OURS].dropna())]
     if sized.variant.nunique() < 2:
         return
@@ -92,21 +93,14 @@ def _most_robust(rows: DataFrame) -> Iterator[tuple]:
         paired_tests(sized, OURS, SCORE, ["compression"], alternative=side) for side in ("less", "greater")
     )
     for compression, group in lower.groupby("compression"):
-        strongest = group.loc[group.difference.idxmax()]
-        low, high = -strongest.high, -strongest.low
-        beaten = higher[higher.compression == compression].p_holm < LEVEL
-        verdict = HOLDS if (group.p_holm < LEVEL).all() else FAILS if beaten.any() else UNKNOWN
-        compared = f"{OURS} - {strongest.variant}"
-        yield (
-            "most robust",
-            f"compression {compression:g}",
-            compared,
-            strongest.seeds,
-            -strongest.difference,
-            low,
-            high,
-            verdict,
-        )
+        better = higher[(higher.compression == compression) & (higher.p_holm < LEVEL)]
+        rival, verdict = group.loc[group.difference.idxmax()], UNKNOWN
+        if (group.p_holm < LEVEL).all():
+            verdict = HOLDS
+        elif len(better):
+            rival, verdict = better.sort_values(["p_holm", "p"]).iloc[0], FAILS
+        compared, difference = f"{OURS} - {rival.variant}", (-rival.difference, -rival.high, -rival.low)
+        yield ("most robust", f"compression {compression:g}", compared, rival.seeds, *difference, verdict)
 
 
 def _exceeds(claim: str, at: str, rows: DataFrame, one: str, other: str, bound: float) -> list[tuple]:

@@ -137,6 +137,21 @@ def test_what_is_left_of_the_claims(differences, verdicts):
     assert (found.seeds == 3).all()
 
 
+def test_a_claim_fails_by_the_rival_that_shows_it():
+    """The strongest on average differs too much between seeds to show anything; the next one is surely better."""
+    accuracies = {
+        "ATMC-8": [0.40, 0.41, 0.40, 0.41],
+        "AP": [0.30, 0.75, 0.30, 0.75],
+        "Al0": [0.45, 0.461, 0.452, 0.459],
+    }
+    rows = pandas.DataFrame(accuracies).rename_axis("seed").reset_index()
+    rows = rows.melt("seed", var_name="method", value_name="robust_accuracy").assign(kept=0.03, compression=16.0)
+    (found,) = pruning.claims(rows).to_dict("records")
+    assert (found["verdict"], found["compared"]) == ("does not hold", "ATMC-8 - Al0")
+    assert found["difference"] == pytest.approx(-0.0505)
+    assert found["low"] < found["difference"] < found["high"] < 0
+
+
 def test_a_compression_that_atmc_does_not_have_is_left_out():
     rows = made_up(ATMC_8=0.1, ATMC_32=0.05, NAP=-0.3)
     more = rows[(rows.method != "ATMC-8") & (rows.compression == 16)].assign(compression=2.0, kept=0.5)
