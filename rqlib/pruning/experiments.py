@@ -107,10 +107,9 @@ def compact(
 def _pruned(method: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Module:
     folder, admm = f"{method}-{kept}", method == "admm"
     choosing = plan.phase("admm" if admm else "prune", folder)
-    finetuning = plan.phase("finetune", folder) if plan.epochs["finetune"] else None
     options = {"every": max(1, round(plan.epochs["prune"] / 5))} if admm else {}
     options |= {"structure": plan.structure, "equal_epochs": True}
-    return algorithms.run(method, dense, kept, choosing, finetuning, **options)
+    return algorithms.run(method, dense, kept, choosing, plan.finetuning(folder), **options)
 
 
 def _from_scratch(name: str, dense: nn.Module, kept: float, plan: Plan) -> nn.Module:

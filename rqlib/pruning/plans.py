@@ -128,6 +128,10 @@ class Plan:
             folder=self.state(folder),
         )
 
+    def finetuning(self, folder: str) -> Phase | None:
+        """The phase that trains the remaining weights; None if the plan has no epochs for it. Folder as for `phase`."""
+        return self.phase("finetune", folder) if self.epochs["finetune"] else None
+
     def recipe(self, kind: str, *, certified: bool = False) -> Recipe:
         """SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, for at least one epoch.
 

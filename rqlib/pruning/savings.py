@@ -62,6 +62,8 @@ def _dense_bytes(plain: nn.Module) -> int:
 def filters(dense: nn.Module, plan: Plan) -> tuple[DataFrame, float]:
     """Set half of the channels to 0 by magnitude, fine-tune the rest, then really remove those channels.
 
+    Nothing is fine-tuned if the plan has no epochs for it.
+
     Returns:
         One row per network (``dense``, ``half zeroed``, ``half removed``): params, nonzero, macs, bits
         (`measures.profile`), milliseconds for 64 images, clean_accuracy; and the largest difference between the
@@ -89,7 +91,7 @@ def filters(dense: nn.Module, plan: Plan) -> tuple[DataFrame, float]:
 
 def _half(dense: nn.Module, plan: Plan) -> Networks:
     """The network with half of its channels set to 0, and without them; nothing if that is not possible."""
-    choosing, finetuning = (plan.phase(kind, "filters") for kind in ("prune", "finetune"))
+    choosing, finetuning = plan.phase("prune", "filters"), plan.finetuning("filters")
     try:
         pruned = algorithms.run("lwm", dense, 0.5, choosing, finetuning, structure="filters")
         zeroed = parametrizations.bake(pruned)

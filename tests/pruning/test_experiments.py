@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rqlib import attacks, data, pruning
+from rqlib import attacks, data, pruning, training
 from rqlib.core import files
 from rqlib.core.parametrizations import bake
 from rqlib.measures import cost
@@ -112,11 +112,16 @@ def test_every_method_at_every_size(dense, pruned, scored):
     assert (scored.robust_accuracy <= scored.clean_accuracy).all()
 
 
-def test_without_epochs_nothing_is_fine_tuned(dense, plan):
+def test_without_epochs_nothing_is_fine_tuned(dense, plan, monkeypatch):
     plan = dataclasses.replace(plan, epochs={**plan.epochs, "finetune": 0})
     (network,) = pruning.methods(dense, ["lwm"], [0.5], plan).values()
     masked = pruning.apply_masks(dense, pruning.magnitude_masks(dense, 0.5))
     assert all(torch.equal(value, masked.state_dict()[name]) for name, value in network.state_dict().items())
+    trained = []
+    monkeypatch.setattr(training, "fit", lambda *_, **options: trained.append(options))
+    monkeypatch.setattr(savings.cost, "latency", lambda model, x: len(x) / 1000)
+    pruning.filters(dense, plan)
+    assert not trained
 
 
 def test_files_are_about_as_large_as_expected(pruned, plan, tmp_path, monkeypatch):
