@@ -69,10 +69,11 @@ def ablate(
 ) -> DataFrame:
     """Choose weights by HYDRA with fewer training images, or for other numbers of epochs, without fine-tuning.
 
-    Fewer images are used for the plan's epochs; other numbers of epochs use all of the plan's images. One row per
+    Fewer images are used for the plan's epochs; other numbers of epochs use all of the plan's images. Where more
+    images are asked for than there are, all of them are used, for one row, and a printed line says so. One row per
     network: varied (``images`` or ``epochs``), amount, clean_accuracy, robust_accuracy.
     """
-    rows = []
+    rows, images = [], _at_most(images, len(plan.images.train.labels))
     for varied, amount in [*(("images", count) for count in images), *(("epochs", count) for count in epochs)]:
         phase = plan.phase("prune", f"ablation-{varied}-{amount}")
         if varied == "images":
@@ -82,6 +83,13 @@ def ablate(
         found = algorithms.hydra(dense, kept, phase)
         rows.append({"varied": varied, "amount": amount, **accuracies(found, plan, f"era-{varied}-{amount}")})
     return DataFrame(rows)
+
+
+def _at_most(asked: Sequence[int], count: int) -> list[int]:
+    """Numbers of images, of which there are ``count``, each once; a printed line says if more are asked for."""
+    if more := [str(number) for number in asked if number > count]:
+        print(f"there are only {count:,} training images: they stand for {', '.join(more)}")
+    return list(dict.fromkeys(min(number, count) for number in asked))
 
 
 def compact(

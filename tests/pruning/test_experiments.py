@@ -176,6 +176,12 @@ def test_hidden_networks_and_ablation(dense, plan, tmp_path):
         assert (identity["images"], identity["recipe"]["epochs"]) == (images, epochs)
 
 
+def test_an_ablation_tells_how_many_images_there_are(dense, plan, capsys):
+    ablation = pruning.ablate(dense, 0.1, plan, images=[100, 256, 300, 1000])
+    assert ablation.amount.tolist() == [100, 256]
+    assert "there are only 256 training images: they stand for 300, 1000\n" in capsys.readouterr().out
+
+
 def test_interrupted_again_and_again_it_ends_the_same(dense, plan, tmp_path, monkeypatch):
     """Stopped after every single epoch of every phase; then another size in the same folder."""
     plan = dataclasses.replace(plan, images=plan.images.take(train=128))  # one batch per epoch
