@@ -11,7 +11,7 @@ from rqlib.pruning.masks import check as check_masks
 from rqlib.pruning.packed import save as pack
 from rqlib.pruning.plans import Plan
 from rqlib.pruning.published import beside_paper, is_setting_of_paper
-from rqlib.pruning.rivals import RIVALS, joint
+from rqlib.pruning.rivals import RIVALS, check_joint, joint
 from rqlib.pruning.savings import filters, on_disk
 from rqlib.pruning.true_sizes import factor_shares, sizes
 
@@ -24,6 +24,7 @@ __all__ = [
     "apply_masks",
     "beside_paper",
     "certified",
+    "check_joint",
     "check_masks",
     "claims",
     "compare",

@@ -86,10 +86,8 @@ def joint(
     """
     if not rivals:
         return {}
-    if form not in FORMS:
-        raise ValueError(f"expected form {' | '.join(FORMS)}, got {form!r}")
-    _check_plan(plan)
     dense = classifier(dense)
+    check_joint(dense, rivals, ratios, plan, compressions=compressions, form=form)
     asked = _asked(dense, rivals, ratios, compressions)
     masks.check_new(dense)
     factors.say_left_alone(dense)
@@ -102,6 +100,28 @@ def joint(
                 title = f"{rival} at the ratio {ratio}"
                 found[rival, ratio] = constraints.check(network, count=count, bits=bits, title=title)
     return found
+
+
+def check_joint(
+    dense: nn.Module,
+    rivals: Sequence[str],
+    ratios: Sequence[float],
+    plan: Plan,
+    *,
+    compressions: Sequence[float] = (),
+    form: str = "short",
+) -> None:
+    """Raise the ValueError with which `joint` would refuse these rivals, sizes and plan, before anything is trained.
+
+    Arguments as for `joint`; of the network only the shapes of its layers matter. What is wrong with its weights, or
+    with states in the plan's folder, only `joint` tells.
+    """
+    if not rivals:
+        return
+    if form not in FORMS:
+        raise ValueError(f"expected form {' | '.join(FORMS)}, got {form!r}")
+    _check_plan(plan)
+    _asked(classifier(dense), rivals, ratios, compressions)
 
 
 def kept_at(dense: nn.Module, rivals: Sequence[str], compressions: Sequence[float]) -> DataFrame:

@@ -243,8 +243,11 @@ def test_states_of_another_network_are_refused(dense, plan, networks):
     ],
 )
 def test_what_cannot_be_asked_is_refused(dense, plan, asked, changes, words):
-    with pytest.raises(ValueError, match=words):
-        pruning.joint(dense, *asked, dataclasses.replace(plan, **changes))
+    plan = dataclasses.replace(plan, **changes)
+    for refusing in (pruning.check_joint, pruning.joint):
+        with pytest.raises(ValueError, match=words):
+            refusing(dense, *asked, plan)
+    pruning.check_joint(dense, [], [0.5], plan)
 
 
 def test_without_rivals_nothing_is_asked_of_the_plan(dense, plan):
