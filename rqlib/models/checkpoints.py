@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rqlib.core import files, limits, runtime
@@ -65,7 +65,19 @@ def content(
     }
     found = json.loads(json.dumps(found, default=operator.methodcaller("item")))  # NumPy's numbers become plain
     _check_plain(model, _build(found))
-    return found | {"state": {key: value.detach().cpu() for key, value in model.state_dict().items()}}
+    return found | {"state": _on_cpu(model.state_dict())}
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU; those that share memory there, as layers with one weight do, still share it."""
+    copies: dict[tuple, Tensor] = {}
+    for value in state.values():
+        copies.setdefault(_place(value), value.detach().cpu())
+    return {key: copies[_place(value)] for key, value in state.items()}
+
+
+def _place(value: Tensor) -> tuple:
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
 
 
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:

@@ -41,8 +41,11 @@ def test_size_is_that_of_storage_and_logits_are_the_same(tmp_path, kept, format)
     assert kept > 0.9 or path.stat().st_size < (kept + 0.2) * dense.stat().st_size
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @torch.no_grad()
-def test_a_weight_that_two_layers_share_is_stored_once(tmp_path):
+def test_a_weight_that_two_layers_share_is_stored_once(tmp_path, monkeypatch, copied):
+    if copied:  # as it is on the way from a GPU
+        monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
     name = "tests.pruning.odd:tied"
     model = models.build(name, COLOR, seed=0).eval()
     model = parametrizations.bake(masks.apply_masks(model, masks.magnitude_masks(model, 0.5)))
