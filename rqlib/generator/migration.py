@@ -103,7 +103,7 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         others: rows of networks measured before (`measured_before`); rows of the same network are left out, and so
             are those of another setting. With fewer than three networks the loss on generated images is the
             prediction, of the first set of `published.GENERATORS` that was measured, and the interval is unknown.
-        level: of the interval; a few networks reach a lower one (`prediction.Forecast`).
+        level: of the interval; a few networks reach a lower one (`prediction.forecast`).
 
     Returns:
         One row per format: format, predicted, lower, upper, level (the one that the intervals are made for), ...

@@ -68,7 +68,7 @@ def _column(name: str, values: Series) -> Series:
     words = values.map(lambda value: _words(name, value))
     if words.nunique() == values.nunique(dropna=False):
         return words
-    return values.map(lambda value: f"{name} {value}")
+    return values.map(lambda value: f"no {name}" if pandas.isna(value) else f"{name} {value}")
 
 
 def _groups(rows: DataFrame, columns: list[str]) -> int:
