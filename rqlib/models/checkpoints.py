@@ -65,19 +65,14 @@ def content(
     }
     found = json.loads(json.dumps(found, default=operator.methodcaller("item")))  # NumPy's numbers become plain
     _check_plain(model, _build(found))
-    return found | {"state": _on_cpu(model.state_dict())}
+    return found | {"state": _on_cpu(model)}
 
 
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU; those that share memory there, as layers with one weight do, still share it."""
-    copies: dict[tuple, Tensor] = {}
-    for value in state.values():
-        copies.setdefault(_place(value), value.detach().cpu())
-    return {key: copies[_place(value)] for key, value in state.items()}
-
-
-def _place(value: Tensor) -> tuple:
-    return value.data_ptr(), value.dtype, value.shape, value.stride()
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """The state on the CPU; a parameter that several layers share is one tensor there, too."""
+    state = model.state_dict(keep_vars=True)  # the parameters themselves: layers share one, not only its address
+    copies = {value: value.detach().cpu() for value in state.values()}
+    return {key: copies[value] for key, value in state.items()}
 
 
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:

@@ -112,22 +112,23 @@ def test_without_snakemake_a_job_that_is_told_to_stop_is_queued_again(tmp_path):
     line = ["sbatch", "--parsable", f"--output={tmp_path}/%j.log", "slurm/run.sbatch", "a notebook", "out"]
     settings = os.environ | {"RQLIB_PYTHON": str(runner)}
     job = subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, check=True).stdout.strip()
-    until((tmp_path / "runner.begun").exists, tmp_path)
+    until((tmp_path / "runner.begun").exists, job, tmp_path)
     subprocess.run(["scancel", "--batch", "--signal=USR1", job], check=True)
-    until(lambda: "Restarts=1" in shown(job), tmp_path)
+    until(lambda: "Restarts=1" in shown(job), job, tmp_path)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # not after two minutes
-    until(lambda: "JobState=COMPLETED" in shown(job), tmp_path)
+    until(lambda: "JobState=COMPLETED" in shown(job), job, tmp_path)
     assert (tmp_path / "runner.said").read_text() == "-m rqlib.workbook.run a notebook out\n" * 2
 
 
 def shown(job: str) -> str:
-    """What Slurm knows of a job."""
-    return subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
+    """What Slurm knows of a job, or why it does not answer: a busy controller is asked again."""
+    said = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True)
+    return said.stdout + said.stderr
 
 
-def until(reached: Callable[[], bool], folder: Path) -> None:
-    """Wait for a state; fail with what the jobs have logged in the folder."""
+def until(reached: Callable[[], bool], job: str, folder: Path) -> None:
+    """Wait for a state; fail with what Slurm says of the job, and what it has logged in the folder."""
     deadline = time.monotonic() + 400  # a requeued job may wait two minutes, and one more for the next round
     while not reached():
-        assert time.monotonic() < deadline, [path.read_text() for path in folder.glob("*.log")]
+        assert time.monotonic() < deadline, [shown(job), *(path.read_text() for path in folder.glob("*.log"))]
         time.sleep(0.1)
