@@ -55,12 +55,15 @@ def outputs_folder() -> Path:
     return (files.project_root() / os.environ.get("RQLIB_OUTPUTS", "outputs")).resolve()
 
 
-def finished(notebook: str, outputs: str | Path | None = None) -> list[dict]:
+def finished(notebook: str, outputs: str | Path | None = None, *, preset: str = "") -> list[dict]:
     """The `run.json` of every finished run of a notebook, each with its ``folder``, in the order of the folders.
 
     A run is left out, with a warning that names it, if its `run.json` is damaged or a file is missing that it wrote.
+    With a ``preset`` these are the runs that it made: the names of their folders begin with it.
     """
-    return _done(_records(notebook, outputs))
+    begins = f"{preset}-" if preset else ""
+    records = _records(notebook, outputs)
+    return _done([record for record in records if f"{record['folder'].name}-".startswith(begins)])
 
 
 def unfinished(notebook: str, outputs: str | Path | None = None) -> list[dict]:

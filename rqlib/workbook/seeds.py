@@ -29,14 +29,14 @@ def with_other_seeds(rows: pandas.DataFrame, notebook: str, settings: list[str])
     return pandas.concat([rows, others[same]], ignore_index=True).drop_duplicates(["seed", "method", "kept"])
 
 
-def over_seeds(notebook: str) -> pandas.DataFrame:
-    """One row per setting, over the seeds of a notebook's finished runs: their number, the mean, the spread.
+def over_seeds(notebook: str, preset: str = "") -> pandas.DataFrame:
+    """One row per setting, over the seeds of a notebook's finished runs (of a preset): their number, mean, spread.
 
     Numeric results get the columns ``NAME`` (mean) and ``NAME_std`` (sample standard deviation, absent for one
     seed). Texts and parameters tell the settings apart. The last columns say on what machine, in which precision
     and by which torch the rows were computed.
     """
-    records, base = results.finished(notebook), results.outputs_folder()
+    records, base = results.finished(notebook, preset=preset), results.outputs_folder()
     parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
     rows = results.rows_of([record["folder"] for record in records], base)
     if rows is None:

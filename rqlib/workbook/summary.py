@@ -1,8 +1,11 @@
 """Where the results lie and what they say; a reference table with its provenance.
 
 python -m rqlib.workbook.summary                                        every finished run, its key figures and report
-python -m rqlib.workbook.summary --table NOTEBOOK CSV --command TEXT    its rows, mean and spread over the seeds
-python -m rqlib.workbook.summary --part NOTEBOOK NAME CSV --command TEXT    the tables NAME.parquet of its runs
+python -m rqlib.workbook.summary --table NOTEBOOK CSV --preset NAME     its rows, mean and spread over the seeds
+python -m rqlib.workbook.summary --part NOTEBOOK NAME CSV --preset NAME     the tables NAME.parquet of its runs
+
+Only the runs of the preset are read. What the CSV file says of other networks and runs stays, so a long table can grow
+preset by preset, and on several machines. ``--command TEXT`` instead of a preset: every finished run, a new file.
 """
 
 import argparse
@@ -37,25 +40,29 @@ def _row(record: dict) -> dict:
     }
 
 
-def write_table(notebook: str, path: Path, command: str) -> pandas.DataFrame:
-    """Write the mean and spread over seeds as CSV, with the command that made the runs as the last column."""
-    table = seeds.over_seeds(notebook).assign(command=command)
-    with files.atomic(path) as part:
-        table.round(6).to_csv(part, index=False)
-    return table
+def write_table(notebook: str, path: Path, command: str, preset: str = "") -> pandas.DataFrame:
+    """Write the mean and spread over seeds as CSV, with the command that made the runs as the last column.
+
+    Args:
+        preset: only its runs are read, and rows that the file holds of other networks or commands stay; empty: every
+            finished run, and the file is written anew.
+    """
+    table = seeds.over_seeds(notebook, preset).assign(command=command)
+    return _write(table, path, ["dataset", "model", "width", "command"] if preset else [])
 
 
-def write_part(notebook: str, name: str, path: Path, command: str) -> pandas.DataFrame:
+def write_part(notebook: str, name: str, path: Path, command: str, preset: str = "") -> pandas.DataFrame:
     """Write a table that the runs of a notebook keep beside their rows as CSV, with where each part comes from.
 
     Args:
         name: of the table, as ``run.save`` had it. Runs without it are left out.
+        preset: only its runs are read, and rows that the file holds of other runs stay; empty: as `write_table`.
 
     Raises:
         FileNotFoundError: no finished run has such a table.
     """
     parts = []
-    for record in results.finished(notebook):
+    for record in results.finished(notebook, preset=preset):
         table = record["folder"] / f"{name}.parquet"
         if table.is_file():
             values = {
@@ -64,10 +71,22 @@ def write_part(notebook: str, name: str, path: Path, command: str) -> pandas.Dat
             parts.append(files.load_table(table).assign(**values, **seeds.provenance(record, results.outputs_folder())))
     if not parts:
         raise FileNotFoundError(f"expected finished runs of {notebook} with a table {name!r}, found none")
-    whole = pandas.concat(parts, ignore_index=True).assign(command=command)
+    return _write(pandas.concat(parts, ignore_index=True).assign(command=command), path, ["run"] if preset else [])
+
+
+def _write(table: pandas.DataFrame, path: Path, same: list[str]) -> pandas.DataFrame:
+    """Write a table as CSV, below those rows of the file of which no new row has the same values in these columns."""
+    table = table.round(6)
+    if same and path.is_file():
+        there = pandas.read_csv(path)
+        shared = [name for name in same if name in there and name in table]
+        again = pandas.MultiIndex.from_frame(there[shared]).isin(pandas.MultiIndex.from_frame(table[shared]))
+        last = list(table)[list(table).index("machine") :]
+        table = pandas.concat([there[~again], table], ignore_index=True)
+        table = table[[name for name in table if name not in last] + last]
     with files.atomic(path) as part:
-        whole.round(6).to_csv(part, index=False)
-    return whole
+        table.to_csv(part, index=False)
+    return table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,15 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m rqlib.workbook.summary", description="Where the results lie.")
     parser.add_argument("--table", nargs=2, metavar=("NOTEBOOK", "CSV"), help="write the mean and spread over seeds")
     parser.add_argument("--part", nargs=3, metavar=("NOTEBOOK", "NAME", "CSV"), help="write a table of the runs")
-    parser.add_argument("--command", default="", help="the command that made the runs, kept in the table")
+    parser.add_argument("--preset", default="", help="read its runs alone; other rows of the CSV stay")
+    parser.add_argument("--command", default="", help="what made the runs, kept in the table; make workbook PRESET=...")
     given = parser.parse_args(arguments)
+    command = given.command or (f"make workbook PRESET={given.preset}" if given.preset else "")
     if given.table:
         notebook, path = given.table
-        print(write_table(notebook, Path(path), given.command).to_string(index=False))
+        print(write_table(notebook, Path(path), command, given.preset).to_string(index=False))
         return
     if given.part:
         notebook, name, path = given.part
-        print(write_part(notebook, name, Path(path), given.command).to_string(index=False))
+        print(write_part(notebook, name, Path(path), command, given.preset).to_string(index=False))
         return
     table = runs()
     if table.empty:

@@ -1,5 +1,7 @@
 """Every finished run is listed; a reference table is written with its command."""
 
+import shutil
+
 import pandas
 import pytest
 
@@ -51,3 +53,41 @@ def test_a_table_beside_the_rows_is_written_with_where_it_comes_from(outputs, ca
     assert table.run.nunique() == 2
     with pytest.raises(FileNotFoundError, match="expected finished runs of 05_robust with a table 'stduy'"):
         summary.main(["--part", "05_robust", "stduy", str(path)])
+
+
+def test_a_table_grows_preset_by_preset_and_a_network_that_is_made_again_is_replaced(outputs, capsys):
+    path = outputs.parent / "reference/train.csv"
+    line = ["--table", "01_train", str(path), "--preset"]
+
+    def made(preset: str, model: str, accuracy: float) -> None:
+        finish("01_train", accuracy, model=model, run_folder=str(outputs / f"01_train/{preset}-{model}"))
+
+    made("nine", "LeNet", 0.5)
+    made("nine_small", "LeNet", 0.6)
+    summary.main([*line, "nine"])
+    assert list(pandas.read_csv(path).accuracy) == [0.5]
+    summary.main([*line, "nine_small"])
+    for folder in (outputs / "01_train").iterdir():  # another machine
+        shutil.rmtree(folder)
+    made("nine", "LeNet", 0.7)
+    made("nine", "SmallCNN", 0.8)
+    summary.main([*line, "nine"])
+    table = pandas.read_csv(path)
+    assert list(table.accuracy) == [0.6, 0.7, 0.8]
+    assert list(table.command) == ["make workbook PRESET=nine_small", *["make workbook PRESET=nine"] * 2]
+    assert list(table)[-4:] == ["machine", "computed_in", "torch", "command"]
+    capsys.readouterr()
+
+
+def test_parts_of_other_runs_stay(outputs, capsys):
+    path = outputs.parent / "reference/part.csv"
+    for seed, accuracy in [(0, 0.5), (1, 0.25), (1, 0.75)]:
+        run = start("06_prune", seed=seed, run_folder=str(outputs / f"06_prune/small-{seed}"))
+        run.save(joint=pandas.DataFrame({"method": ["DA"], "robust_accuracy": [accuracy]}))
+        run.finish()
+        summary.main(["--part", "06_prune", "joint", str(path), "--preset", "small"])
+        shutil.rmtree(outputs / f"06_prune/small-{seed}")
+    assert list(pandas.read_csv(path).robust_accuracy) == [0.5, 0.75]
+    with pytest.raises(FileNotFoundError, match="expected finished runs"):
+        summary.main(["--part", "06_prune", "joint", str(path), "--preset", "smal"])
+    capsys.readouterr()
