@@ -8,7 +8,10 @@ from collections.abc import Callable
 import ipywidgets
 import plotly.graph_objects as go
 
-from rqlib.core import runtime
+from rqlib.core import (
+    quick_jsonschema,  # noqa: F401 - before plotly's widget imports it
+    runtime,
+)
 
 
 class Frame(ipywidgets.VBox):

@@ -13,6 +13,9 @@ import re
 import shlex
 from pathlib import Path
 
+from rqlib.core import quick_jsonschema  # noqa: F401
+
+# isort: split
 import nbformat
 from bs4 import BeautifulSoup
 from docutils.utils.math import MathError, latex2mathml

@@ -22,6 +22,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from rqlib.core import quick_jsonschema  # noqa: F401
+
+# isort: split
 import papermill
 import psutil
 from nbclient.exceptions import DeadKernelError

@@ -79,10 +79,8 @@ def alone(notebook: str, folder: Path) -> dict:
 
 
 def environment(outputs: Path) -> dict:
-    """For a process whose runs write to ``outputs``; its imports are a second faster (see `quick`)."""
-    first = filter(None, [str(ROOT / "tests/notebooks/quick"), os.environ.get("PYTHONPATH")])
-    settings = {"RQLIB_OUTPUTS": str(outputs), "RQLIB_ROOT": str(ROOT), "PYTHONPATH": os.pathsep.join(first)}
-    return os.environ | settings
+    """For a process whose runs write to ``outputs``."""
+    return os.environ | {"RQLIB_OUTPUTS": str(outputs), "RQLIB_ROOT": str(ROOT)}
 
 
 def command(line: list, *, outputs: Path, timeout: int = 500) -> subprocess.CompletedProcess:
