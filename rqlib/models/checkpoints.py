@@ -93,7 +93,10 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
         raise FileNotFoundError(
             f"expected a checkpoint at {path}, found no file; make it: run notebooks/01_train.ipynb"
         )
-    return rebuilt(path, files.load_tensors(path), expected)
+    content = files.load_tensors(path)
+    check_content(path, content, expected)
+    state, times = content["state"], limits.MOST_REBUILT if content.get("changes") else 1
+    return rebuilt(path, content, lambda _: state, times * limits.bytes_of(state))
 
 
 def record(path: str | Path) -> dict | None:
@@ -106,13 +109,20 @@ def record(path: str | Path) -> dict | None:
     return None if any(key not in content for key in _KEYS) else _info(content)
 
 
-def rebuilt(path: str | Path, content: dict, expected: str | None = None) -> tuple[nn.Module, dict]:
-    """The result of `load`, from the content of the file; ``path`` is only named in errors."""
-    _check_content(path, content, expected)
+def rebuilt(
+    path: str | Path, content: dict, read: Callable[[dict[str, Tensor]], dict[str, Tensor]], most: int
+) -> tuple[nn.Module, dict]:
+    """The result of `load`, from what a file says of its network (`check_content`).
+
+    Args:
+        path: only named in errors.
+        read: (state of the new network) -> its state in the file.
+        most: bytes that the network may take before it is changed; a larger one is refused and not made.
+    """
     try:
-        _check_size(path, content)
+        _check_size(path, content, most)
         model = _build(content, Path(path).parent)
-        model.load_state_dict(content["state"])
+        model.load_state_dict(read(model.state_dict()))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: its weights do not make a {content['model']!r}: {reason}") from error
@@ -139,7 +149,8 @@ def _info(content: dict) -> dict:
     return found | {"spec": ImageSpec(**content["spec"]), "changes": content.get("changes", {})}
 
 
-def _check_content(path: Path, content: dict, expected: str | None) -> None:
+def check_content(path: Path, content: dict, expected: str | None) -> None:
+    """Raise a ValueError unless a file says all that a checkpoint does, of a network that may be made."""
     missing = [key for key in _KEYS if key not in content]
     if missing:
         raise ValueError(
@@ -157,8 +168,8 @@ def _check_content(path: Path, content: dict, expected: str | None) -> None:
         )
 
 
-def _check_size(path: str | Path, content: dict) -> None:
-    """Raise a ValueError if the network that a file names is larger than the tensors in it; none of it is made."""
+def _check_size(path: str | Path, content: dict, most: int) -> None:
+    """Raise a ValueError if the network that a file names takes more than so many bytes; none of it is made."""
     name, spec = content["model"], ImageSpec(**content["spec"])
     if spec.height * spec.width > limits.MOST_PIXELS:
         raise ValueError(f"expected images of at most {limits.MOST_PIXELS:,} pixels, got {spec.height} x {spec.width}")
@@ -166,8 +177,7 @@ def _check_size(path: str | Path, content: dict) -> None:
         return  # a function of the user's, who named it
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         plain = catalog.build(name, spec, width=content["width"], options=content["options"])
-    own, times = limits.bytes_of(content["state"]), limits.MOST_REBUILT if content.get("changes") else 1
-    limits.check(path, limits.bytes_of(plain.state_dict()), own, times, f"a {name} of width {content['width']}")
+    limits.check(path, limits.bytes_of(plain.state_dict()), most, 1, f"a {name} of width {content['width']}")
 
 
 def _build(content: dict, folder: Path | None = None) -> nn.Module:

@@ -2,12 +2,13 @@
 
 For each layer it holds the nonzero weights, as they are or by their numbers in a codebook, and an index of where they
 are: a bitmap, or gaps in Rice's code (Rice and Plaunt 1971). Everything else is stored as it is, after a header of
-compressed JSON. A tensor that two layers share is stored once. Loading never executes anything from the file.
+compressed JSON. Names and shapes of the tensors are not in the file but in the network that the header names; a
+checksum of them tells whether it still is the same. A tensor that two layers share is stored once. Loading never
+executes anything from the file.
 """
 
 import io
 import json
-import math
 import struct
 import zlib
 from pathlib import Path
@@ -22,8 +23,14 @@ from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
 from rqlib.models import checkpoints
 
-_MAGIC = b"RQZ1"
+_MAGIC = b"RQZ2"
 _SIZES = struct.Struct("<II")  # bytes of the header, checksum of all that follows
+_USUAL = (
+    b'"width":1.0,"options":{},"classes":[],"parameters":{"seed":0},"changes":{"factorized":{"features.0.conv":null,'
+    b'"classifier.linear1":null}},"metadata":{}},["<f4"],["<i8"],["<f4",-1,0],["<f4",1,0],'
+    b'[{"model":"SmallCNN","spec":{"channels":3,"height":32,"width":32,"num_classes":10,"mean":[0.5],"std":[0.5]},'
+)
+"""A header takes only what differs from this text: zlib's preset dictionary (RFC 1950, section 2.2)."""
 _MOST_LOW_BITS = 24
 _MOST_HEADER = 2**24  # bytes of JSON
 
@@ -34,13 +41,17 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
     A factorized one (`factors.factorized`) is stored as its factors, if ``changes`` say so.
     """
     content = checkpoints.content(model, name, spec, **options)
-    state = content.pop("state")
+    state = dict(sorted(content.pop("state").items()))
     weights = {key for layer, _ in layers.weighted_layers(model) for key in state if _is_weight(key, layer)}
-    same = _repeated(state)
-    encoded = {key: (_sparse if key in weights else _raw)(state[key]) for key in state if key not in same}
-    how = [[key, *description] for key, (description, _) in encoded.items()] + [list(pair) for pair in same.items()]
-    header = zlib.compress(json.dumps([content, how], separators=(",", ":")).encode(), 9)
-    body = header + b"".join(stream for _, stream in encoded.values())
+    same, place = _repeated(state), {key: number for number, key in enumerate(state)}
+    encoded = [
+        ([place[same[key]]], b"") if key in same else (_sparse if key in weights else _raw)(value)
+        for key, value in state.items()
+    ]
+    text = json.dumps([content, _layout(state), [how for how, _ in encoded]], separators=(",", ":"))
+    packer = zlib.compressobj(9, zdict=_USUAL)
+    header = packer.compress(text.encode()) + packer.flush()
+    body = header + b"".join(stream for _, stream in encoded)
     with files.atomic(path) as part:
         part.write_bytes(_MAGIC + _SIZES.pack(len(header), zlib.crc32(body)) + body)
     return Path(path)
@@ -48,25 +59,35 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
 
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a file and what else the file says of it; results and errors as `models.load`."""
-    content, how, stream = _opened(Path(path))
-    state: dict[str, Tensor] = {}
-    try:
-        needed = sum(math.prod(shape) * numpy.dtype(dtype).itemsize for _, shape, dtype, *_ in _stored(how))
-        limits.check(path, needed, Path(path).stat().st_size, limits.MOST_UNPACKED, "its tensors")
-        for name, *description in how:
-            state[name] = state[description[0]] if len(description) == 1 else _decoded(stream, *description)
-    except (TypeError, KeyError, IndexError, OverflowError) as error:
-        raise ValueError(f"{path}: expected tensors as pruning.pack writes them, got {error!r}") from error
-    return checkpoints.rebuilt(path, content | {"state": state}, expected)
+    content, layout, how, stream = _opened(Path(path))
+    checkpoints.check_content(path, content | {"state": how}, expected)
+    size = Path(path).stat().st_size
+
+    def read(new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the file holds in place of the state of a new network."""
+        shapes = {key: value.shape for key, value in sorted(new.items())}
+        if layout != _layout(new) or len(how) != len(new):
+            raise ValueError("its tensors have other names or shapes in this version of rqlib; pack it again")
+        try:
+            needed = sum(map(_bytes_needed, shapes.values(), how))
+            limits.check(path, needed, size, limits.MOST_UNPACKED, "its tensors")
+            found: list[Tensor] = []
+            for shape, one in zip(shapes.values(), how, strict=True):
+                found.append(found[one[0]] if _is_place(one) else _decoded(stream, shape, *one))
+        except (TypeError, KeyError, IndexError, OverflowError) as error:
+            raise ValueError(f"expected tensors as pruning.pack writes them, got {error!r}") from error
+        return dict(zip(shapes, found, strict=True))
+
+    return checkpoints.rebuilt(path, content, read, limits.MOST_UNPACKED * size)
 
 
-def _opened(path: Path) -> tuple[dict, list, io.BytesIO]:
-    """What a file says of its network and of its tensors, and the stream of these tensors."""
+def _opened(path: Path) -> tuple[dict, int, list, io.BytesIO]:
+    """What a file says of its network, of the names and shapes of its tensors and of each, and their stream."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a compressed network at {path}, found no file")
     start, whole = len(_MAGIC) + _SIZES.size, path.read_bytes()
     size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
-    header = zlib.decompressobj()
+    header = zlib.decompressobj(zdict=_USUAL)
     try:
         text = header.decompress(whole[start : start + size], _MOST_HEADER)
     except zlib.error:
@@ -77,9 +98,18 @@ def _opened(path: Path) -> tuple[dict, list, io.BytesIO]:
     return *json.loads(text), io.BytesIO(whole[start + size :])
 
 
-def _stored(how: list) -> list:
-    """The descriptions of the tensors that are stored, without those that are stored under another name."""
-    return [description for description in how if len(description) > 2]
+def _layout(state: dict[str, Tensor]) -> int:
+    """A checksum of the names and shapes of tensors."""
+    return zlib.crc32(json.dumps([[name, list(value.shape)] for name, value in sorted(state.items())]).encode())
+
+
+def _is_place(description: list) -> bool:
+    """Whether it describes a tensor by the place of another one, which is the same."""
+    return isinstance(description[0], int)
+
+
+def _bytes_needed(shape: torch.Size, description: list) -> int:
+    return 0 if _is_place(description) else shape.numel() * numpy.dtype(description[0]).itemsize
 
 
 def _is_weight(key: str, layer: str) -> bool:
@@ -97,30 +127,29 @@ def _repeated(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _raw(tensor: Tensor) -> tuple[list, bytes]:
-    """(description, bytes) of a tensor as it is; the description is its shape and type."""
+    """(description, bytes) of a tensor as it is; the description is its type."""
     values = tensor.contiguous().numpy()
-    return [list(values.shape), values.dtype.str], values.tobytes()
+    return [values.dtype.str], values.tobytes()
 
 
 def _sparse(weight: Tensor) -> tuple[list, bytes]:
     """(description, bytes) of a weight: of all of its values, or of its nonzero values and an index.
 
-    Described by shape, type, number of nonzero values (-1: all are there), size of the codebook, and the index.
+    Described by type, number of nonzero values (-1: all are there), size of the codebook, and the index.
     """
-    (shape, dtype), _ = _raw(weight)
     values = weight.contiguous().numpy().ravel()
     positions = values.nonzero()[0]
     index, where = _index(positions, values.size)
     entries, nonzero = _values(values[positions])
     all_entries, everything = _values(values)
     if len(where) + len(nonzero) < len(everything):
-        return [shape, dtype, len(positions), entries, *index], where + nonzero
-    return [shape, dtype, -1, all_entries], everything
+        return [values.dtype.str, len(positions), entries, *index], where + nonzero
+    return [values.dtype.str, -1, all_entries], everything
 
 
-def _decoded(stream: io.BytesIO, shape: list[int], dtype: str, count: int | None = None, entries: int = 0, *index):
+def _decoded(stream: io.BytesIO, shape: torch.Size, dtype: str, count: int | None = None, entries: int = 0, *index):
     """Read the tensor that `_raw` or `_sparse` described and encoded."""
-    size = int(numpy.prod(shape))
+    size = shape.numel()
     if count is None or count < 0:
         return torch.from_numpy(_read_values(stream, size, dtype, entries).reshape(shape))
     weight, positions = numpy.zeros(size, dtype), _read_index(stream, count, size, *index)

@@ -11,7 +11,7 @@ from torch import nn
 from rqlib.measures import cost
 from rqlib.pruning import factors
 
-_HEADER = 8 * 500  # bits of names and shapes in a file of `packed`
+_HEADER = 8 * 110  # bits in a file of `packed` that say what network it is
 
 
 def nonzeros(model: nn.Module, compression: float, *, bits: int | None, indexed: bool = True) -> int:

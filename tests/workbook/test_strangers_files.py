@@ -163,10 +163,11 @@ def inflating_weights(path: Path) -> Path:
     return path
 
 
-def rqz(path: Path, how: list, **claims) -> Path:
-    """A compressed network of a few bytes that describes tensors of any size."""
+def rqz(path: Path, first: list, **claims) -> Path:
+    """A compressed network of a few bytes that describes its first tensor in any way."""
     packed.save(path, models.build("SmallCNN", SPEC), "SmallCNN", SPEC)
-    content = json.dumps([packed._opened(path)[0] | claims, how]).encode()
+    says, layout, how, _ = packed._opened(path)
+    content = json.dumps([says | claims, layout, [first, *how[1:]]]).encode()
     header = zlib.compress(content, 9)
     path.write_bytes(packed._MAGIC + packed._SIZES.pack(len(header), zlib.crc32(header)) + header)
     return path
@@ -195,18 +196,24 @@ FILES = {
         TAKE,
     ),
     "compressed": (inflating_weights, files.load_tensors, "parts that are compressed or overlap"),
-    "an rqz of zeros": (
-        lambda path: rqz(path, [["weight", [10**10], "<f4", 0, 0]]),
+    "an rqz of long texts": (
+        lambda path: rqz(path, ["<U100000000", 0, 0]),
         packed.load,
         f"its tensors {TAKE}",
     ),
-    "an rqz of width 400": (lambda path: rqz(path, [], width=400.0), packed.load, TAKE),
+    "an rqz of width 400": (lambda path: rqz(path, ["<f4"], width=400.0), packed.load, TAKE),
     "an rqz with a long header": (
-        lambda path: rqz(path, [["x" * 20_000_000, "y"]]),
+        lambda path: rqz(path, ["x" * 20_000_000, "y"]),
         packed.load,
         "not a whole compressed network",
     ),
-    "an rqz of another kind": (lambda path: rqz(path, [["weight", "much", "<f4"]]), packed.load, "as pruning.pack wr"),
+    "an rqz of another kind": (lambda path: rqz(path, ["<f4", "much"]), packed.load, "as pruning.pack wr"),
+    "an rqz of a tensor like a later one": (lambda path: rqz(path, [5]), packed.load, "as pruning.pack writes them"),
+    "an rqz of other tensors": (
+        lambda path: rqz(path, ["<f4"], model="CNN_small"),
+        packed.load,
+        "other names or shapes in this version of rqlib; pack it again",
+    ),
     "a generator": (large_generator, generator.load, TAKE),
 }
 
