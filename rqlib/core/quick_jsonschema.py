@@ -11,5 +11,7 @@ _GRAMMAR = "rfc3987_syntax"
 
 if _GRAMMAR not in sys.modules:
     sys.modules[_GRAMMAR] = None  # not to be found while jsonschema is imported, which then goes without
-    importlib.import_module("jsonschema")
-    del sys.modules[_GRAMMAR]
+    try:
+        importlib.import_module("jsonschema")
+    finally:
+        del sys.modules[_GRAMMAR]

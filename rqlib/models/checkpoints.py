@@ -96,7 +96,11 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
     content = files.load_tensors(path)
     check_content(path, content, expected)
     state, times = content["state"], limits.MOST_REBUILT if content.get("changes") else 1
-    return rebuilt(path, content, lambda _: state, times * limits.bytes_of(state))
+    try:
+        most = times * limits.bytes_of(state)
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(f"{path}: expected a state of dense tensors by name, got {error}") from error
+    return rebuilt(path, content, lambda _: state, most)
 
 
 def record(path: str | Path) -> dict | None:
@@ -159,6 +163,8 @@ def check_content(path: Path, content: dict, expected: str | None) -> None:
             f"in a notebook by network=NAME, weights={str(path)!r}"
         )
     name = content["model"]
+    if not isinstance(name, str):
+        raise ValueError(f"{path}: expected the name of a network, got {name!r}")
     if expected is not None and name != expected:
         raise ValueError(f"{path}: expected a checkpoint of {expected!r}, got one of {name!r}")
     if name != expected and name not in catalog.MODELS and not name.startswith("torchvision:"):
@@ -198,7 +204,8 @@ def _check_plain(model: nn.Module, plain: nn.Module) -> None:
         changed = [f"{name}: {kind}" for name, kind in sorted(found ^ wanted)][:6]
         raise ValueError(
             f"expected the network that models.build makes, found it changed ({', '.join(changed)}); "
-            "save its weights before folding BatchNorm, attaching transforms or exchanging layers, or say the changes"
+            "save its weights before folding BatchNorm, attaching transforms, exchanging layers, in float32, or say "
+            "the changes"
         )
 
 
@@ -208,6 +215,6 @@ def _parametrized(model: nn.Module) -> set[str]:
 
 
 def _structure(model: nn.Module) -> set[tuple[str, str]]:
-    """(name, kind or shape) of every module and every tensor."""
+    """(name, kind or shape and type) of every module and every tensor."""
     kinds = {(name, type(module).__name__) for name, module in model.named_modules()}
-    return kinds | {(name, str(tuple(value.shape))) for name, value in model.state_dict().items()}
+    return kinds | {(name, f"{tuple(value.shape)} {value.dtype}") for name, value in model.state_dict().items()}

@@ -61,7 +61,7 @@ def factorized(model: nn.Module, ranks: Mapping[str, int | None]) -> nn.Module:
     """A copy of a network in which the named layers are `Factorized`, each with its rank; it computes the same.
 
     Raises:
-        ValueError: no such convolution or linear layer, or it shares its weight.
+        ValueError: no such convolution or linear layer, or it shares its weight; a rank above the smaller side of it.
     """
     made = parametrizations.copied(model)
     eligible = dict(_eligible(made))
@@ -72,6 +72,11 @@ def factorized(model: nn.Module, ranks: Mapping[str, int | None]) -> nn.Module:
                 f"found none: {name}"
             )
         layer = eligible[name]
+        most = min(layer.weight.flatten(1).shape)
+        if rank is not None and not 0 <= rank <= most:
+            raise ValueError(
+                f"expected a rank of at most {most} for {name}, the smaller side of its weight, got {rank}"
+            )
         parametrize.register_parametrization(layer, "weight", Factorized(layer.weight, rank))
     return made
 

@@ -23,14 +23,18 @@ from rqlib.core.vocabulary import ImageSpec
 from rqlib.measures import cost
 from rqlib.models import checkpoints
 
-_MAGIC = b"RQZ2"
+_MAGIC, _EARLIER = b"RQZ2", b"RQZ1"
 _SIZES = struct.Struct("<II")  # bytes of the header, checksum of all that follows
 _USUAL = (
     b'"width":1.0,"options":{},"classes":[],"parameters":{"seed":0},"changes":{"factorized":{"features.0.conv":null,'
     b'"classifier.linear1":null}},"metadata":{}},["<f4"],["<i8"],["<f4",-1,0],["<f4",1,0],'
     b'[{"model":"SmallCNN","spec":{"channels":3,"height":32,"width":32,"num_classes":10,"mean":[0.5],"std":[0.5]},'
 )
-"""A header takes only what differs from this text: zlib's preset dictionary (RFC 1950, section 2.2)."""
+"""A header takes only what differs from this text: zlib's preset dictionary (RFC 1950, section 2.2).
+
+Files are read by the same text, so a change of it needs another `_MAGIC`.
+"""
+_TYPES = ("<f4", "<i8", "|b1", "|u1", "|i1", "<i4", "<f8", "<f2", "<i2")
 _MOST_LOW_BITS = 24
 _MOST_HEADER = 2**24  # bytes of JSON
 
@@ -44,6 +48,7 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
     state = dict(sorted(content.pop("state").items()))
     weights = {key for layer, _ in layers.weighted_layers(model) for key in state if _is_weight(key, layer)}
     same, place = _repeated(state), {key: number for number, key in enumerate(state)}
+    weights |= {same[key] for key in weights if key in same}
     encoded = [
         ([place[same[key]]], b"") if key in same else (_sparse if key in weights else _raw)(value)
         for key, value in state.items()
@@ -60,7 +65,7 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a file and what else the file says of it; results and errors as `models.load`."""
     content, layout, how, stream = _opened(Path(path))
-    checkpoints.check_content(path, content | {"state": how}, expected)
+    checkpoints.check_content(Path(path), content | {"state": how}, expected)
     size = Path(path).stat().st_size
 
     def read(new: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,6 +93,8 @@ def _opened(path: Path) -> tuple[dict, int, list, io.BytesIO]:
     start, whole = len(_MAGIC) + _SIZES.size, path.read_bytes()
     size, checksum = _SIZES.unpack(whole[len(_MAGIC) : start]) if len(whole) > start else (0, None)
     header = zlib.decompressobj(zdict=_USUAL)
+    if whole.startswith(_EARLIER):
+        raise ValueError(f"{path}: a compressed network of an earlier version; write it again by pruning.pack")
     try:
         text = header.decompress(whole[start : start + size], _MOST_HEADER)
     except zlib.error:
@@ -95,7 +102,13 @@ def _opened(path: Path) -> tuple[dict, int, list, io.BytesIO]:
     is_whole = whole.startswith(_MAGIC) and zlib.crc32(whole[start:]) == checksum
     if not is_whole or not header.eof or header.unused_data:
         raise ValueError(f"{path}: not a whole compressed network; write it by pruning.pack, or copy it again")
-    return *json.loads(text), io.BytesIO(whole[start + size :])
+    try:
+        content, layout, how = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a header as pruning.pack writes it, got {error}") from error
+    if not isinstance(content, dict) or not isinstance(how, list):
+        raise ValueError(f"{path}: expected a header as pruning.pack writes it, got {type(content)} and {type(how)}")
+    return content, layout, how, io.BytesIO(whole[start + size :])
 
 
 def _layout(state: dict[str, Tensor]) -> int:
@@ -109,7 +122,19 @@ def _is_place(description: list) -> bool:
 
 
 def _bytes_needed(shape: torch.Size, description: list) -> int:
-    return 0 if _is_place(description) else shape.numel() * numpy.dtype(description[0]).itemsize
+    """Bytes of memory that a described tensor takes.
+
+    Raises:
+        ValueError: it has an unknown type, or more nonzero values or entries in its codebook than values.
+    """
+    if _is_place(description):
+        return 0
+    dtype, count, entries, low, *_ = [*description, *[0] * 4]
+    if dtype not in _TYPES or not (-1 <= count <= shape.numel() and 0 <= entries <= shape.numel()):
+        raise ValueError(f"expected a tensor of {shape.numel()} values as pruning.pack writes it, got {description}")
+    if not 0 <= low < _MOST_LOW_BITS:
+        raise ValueError(f"expected gaps of fewer than {_MOST_LOW_BITS} low bits, got {low}")
+    return shape.numel() * numpy.dtype(dtype).itemsize
 
 
 def _is_weight(key: str, layer: str) -> bool:
@@ -218,4 +243,7 @@ def _numbers(stream: io.BytesIO, count: int, width: int) -> ndarray:
 
 
 def _bytes(stream: io.BytesIO, bits: int) -> ndarray:
-    return numpy.frombuffer(stream.read(-(-bits // 8)), numpy.uint8)
+    found = numpy.frombuffer(stream.read(-(-bits // 8)), numpy.uint8)
+    if bits > 8 * len(found):
+        raise ValueError(f"expected {bits} more bits of its tensors, got {8 * len(found)}")
+    return found

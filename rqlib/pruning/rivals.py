@@ -213,7 +213,8 @@ class _Bench:
         """The recipe of a phase with the length and the learning rate of a stage (`STAGES`)."""
         lr, schedule = STAGES[stage]
         schedule = schedule if self.form == "paper" else phase.recipe.schedule
-        return dataclasses.replace(phase.recipe, epochs=epochs, lr=lr, schedule=schedule)
+        clip = 10.0 if stage == "dense" else phase.recipe.clip_norm  # without it, one of three LeNets ended in NaN
+        return dataclasses.replace(phase.recipe, epochs=epochs, lr=lr, schedule=schedule, clip_norm=clip)
 
     def train(
         self,

@@ -59,11 +59,14 @@ def finished(notebook: str, outputs: str | Path | None = None, *, preset: str = 
     """The `run.json` of every finished run of a notebook, each with its ``folder``, in the order of the folders.
 
     A run is left out, with a warning that names it, if its `run.json` is damaged or a file is missing that it wrote.
-    With a ``preset`` these are the runs that it made: the names of their folders begin with it.
+    With a ``preset`` these are the runs that it made, into folders that it named: their names begin with it.
     """
-    begins = f"{preset}-" if preset else ""
     records = _records(notebook, outputs)
-    return _done([record for record in records if f"{record['folder'].name}-".startswith(begins)])
+    return _done([record for record in records if not preset or _is_made_by(preset, record)])
+
+
+def _is_made_by(preset: str, record: dict) -> bool:
+    return bool(record["parameters"].get("run_folder")) and f"{record['folder'].name}-".startswith(f"{preset}-")
 
 
 def unfinished(notebook: str, outputs: str | Path | None = None) -> list[dict]:

@@ -6,7 +6,7 @@ import pandas
 
 from rqlib.workbook import results
 
-WHERE = ("run", "checkpoint", "compare", "weights", "table", "network")
+WHERE = ("run", "checkpoint", "compare", "weights", "table", "network", "known")
 """Columns that say where a run read and wrote. They tell no settings apart."""
 
 
@@ -40,11 +40,13 @@ def over_seeds(notebook: str, preset: str = "") -> pandas.DataFrame:
     parameters = {name for record in records for name in record["parameters"]} | {"run", "seed"}
     rows = results.rows_of([record["folder"] for record in records], base)
     if rows is None:
-        raise FileNotFoundError(f"expected finished runs of {notebook} with rows in {base}, found none; run it first")
+        made = f" by preset {preset}" if preset else ""
+        raise FileNotFoundError(f"expected finished runs of {notebook}{made} with rows in {base}, found none")
     rows = rows if "seed" in rows else rows.assign(seed=0)  # 03_fit draws nothing
     where = pandas.DataFrame([provenance(record, base) for record in records])
     rows = rows.merge(where, on="run", validate="many_to_one")
-    numeric = [name for name in rows.select_dtypes("number") if name not in parameters]
+    tells_apart = parameters | ({"width"} if "model" in rows else set())  # of a network; in 03_fit, of an interval
+    numeric = [name for name in rows.select_dtypes("number") if name not in tells_apart]
     apart = {*numeric, *WHERE, "seed"}
     settings = [name for name in rows if name not in apart and rows[name].nunique(dropna=False) > 0]
     grouped = rows.groupby(settings, dropna=False, sort=False)

@@ -4,11 +4,14 @@ python -m rqlib.workbook.summary                                        every fi
 python -m rqlib.workbook.summary --table NOTEBOOK CSV --preset NAME     its rows, mean and spread over the seeds
 python -m rqlib.workbook.summary --part NOTEBOOK NAME CSV --preset NAME     the tables NAME.parquet of its runs
 
-Only the runs of the preset are read. What the CSV file says of other networks and runs stays, so a long table can grow
-preset by preset, and on several machines. ``--command TEXT`` instead of a preset: every finished run, a new file.
+Only the runs of the preset are read. Rows of the CSV file with other settings, or of other runs, stay, so a long table
+can grow preset by preset, and on several machines. ``--command TEXT`` instead of a preset: every finished run, a new
+file.
 """
 
 import argparse
+import io
+import warnings
 from pathlib import Path
 
 import pandas
@@ -44,11 +47,12 @@ def write_table(notebook: str, path: Path, command: str, preset: str = "") -> pa
     """Write the mean and spread over seeds as CSV, with the command that made the runs as the last column.
 
     Args:
-        preset: only its runs are read, and rows that the file holds of other networks or commands stay; empty: every
-            finished run, and the file is written anew.
+        preset: only its runs are read, and rows that the file holds of other settings stay; empty: every finished
+            run, and the file is written anew.
     """
     table = seeds.over_seeds(notebook, preset).assign(command=command)
-    return _write(table, path, ["dataset", "model", "width", "command"] if preset else [])
+    settings = list(table)[: list(table).index("seeds")]
+    return _write(table, path, settings if preset else [])
 
 
 def write_part(notebook: str, name: str, path: Path, command: str, preset: str = "") -> pandas.DataFrame:
@@ -70,23 +74,30 @@ def write_part(notebook: str, name: str, path: Path, command: str, preset: str =
             }
             parts.append(files.load_table(table).assign(**values, **seeds.provenance(record, results.outputs_folder())))
     if not parts:
-        raise FileNotFoundError(f"expected finished runs of {notebook} with a table {name!r}, found none")
+        made = f" by preset {preset}" if preset else ""
+        raise FileNotFoundError(f"expected finished runs of {notebook}{made} with a table {name!r}, found none")
     return _write(pandas.concat(parts, ignore_index=True).assign(command=command), path, ["run"] if preset else [])
 
 
 def _write(table: pandas.DataFrame, path: Path, same: list[str]) -> pandas.DataFrame:
     """Write a table as CSV, below those rows of the file of which no new row has the same values in these columns."""
-    table = table.round(6)
+    table, last = table.round(6), list(table)[list(table).index("machine") :]
     if same and path.is_file():
-        there = pandas.read_csv(path)
-        shared = [name for name in same if name in there and name in table]
-        again = pandas.MultiIndex.from_frame(there[shared]).isin(pandas.MultiIndex.from_frame(table[shared]))
-        last = list(table)[list(table).index("machine") :]
-        table = pandas.concat([there[~again], table], ignore_index=True)
+        there, new = (_as_text(source) for source in (path, io.StringIO(table.to_csv(index=False))))
+        shared = [name for name in same if name in there]
+        again = pandas.MultiIndex.from_frame(there[shared]).isin(pandas.MultiIndex.from_frame(new[shared]))
+        if "seeds" in there and (more := there[again].merge(new, on=shared).query("seeds_x > seeds_y")).size:
+            warnings.warn(f"{path}: {len(more)} rows are replaced by rows over fewer seeds", stacklevel=2)
+        table = pandas.concat([there[~again], new], ignore_index=True).fillna("")
         table = table[[name for name in table if name not in last] + last]
     with files.atomic(path) as part:
         table.to_csv(part, index=False)
     return table
+
+
+def _as_text(source: Path | io.StringIO) -> pandas.DataFrame:
+    """A CSV file with every value as it is written, so that none changes when it is written again."""
+    return pandas.read_csv(source, dtype=str, keep_default_na=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
         notebook, name, path = given.part
         print(write_part(notebook, name, Path(path), command, given.preset).to_string(index=False))
         return
+    if given.preset:
+        parser.error("--preset needs --table or --part")
     table = runs()
     if table.empty:
         raise SystemExit("no run has finished; make workbook")

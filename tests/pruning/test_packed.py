@@ -1,9 +1,12 @@
 """Files as small as `measures.storage` says, from which a network with the same logits is loaded."""
 
+import zlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from rqlib import measures, models, quantization
 from rqlib.core import layers, parametrizations, runtime
@@ -82,6 +85,40 @@ def test_the_smallest_file_is_at_most_a_tenth_larger_than_storage_says(tmp_path,
     assert 0.98 < path.stat().st_size / expected < 1.1
     loaded, _ = packed.load(path)
     assert torch.equal(loaded(X), runtime.active().place(model)(X))
+
+
+class Twice(nn.Module):
+    """One layer under two names, of which the later one comes first in the alphabet."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.z = self.a = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.a(self.z(x[:, 0])).mean(1)[:, :10]
+
+
+@torch.no_grad()
+def test_a_layer_of_two_names_is_stored_without_its_zeros(tmp_path):
+    name = f"{__name__}:Twice"
+    model = models.build(name, COLOR, seed=0).eval()
+    weight = model.network.a.weight
+    weight.mul_(weight > weight.flatten().topk(20).values.min())
+    path = packed.save(tmp_path / "net.rqz", model, name, COLOR)
+    assert path.stat().st_size < 1000 < 4 * weight.numel()
+    assert torch.equal(packed.load(path, expected=name)[0](X), runtime.active().place(model)(X))
+
+
+def test_the_text_by_which_files_are_read_is_that_of_their_version(tmp_path):
+    assert (packed._MAGIC, zlib.crc32(packed._USUAL)) == (b"RQZ2", 1259185430), "another text needs another number"
+    (tmp_path / "old.rqz").write_bytes(b"RQZ1" + bytes(100))
+    with pytest.raises(ValueError, match="old.rqz: a compressed network of an earlier version; write it again"):
+        packed.load(tmp_path / "old.rqz")
+
+
+def test_a_network_of_another_type_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="found it changed .*float16"):
+        packed.save(tmp_path / "net.rqz", narrow("SmallCNN").half(), "SmallCNN", COLOR)
 
 
 @settings(max_examples=60, deadline=None)

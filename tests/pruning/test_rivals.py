@@ -272,3 +272,14 @@ def test_a_new_network_may_begin_with_zeros(plan):
     model[0].weight.data.view(-1)[0] = 0
     found = pruning.joint(model, ["AP", "ATMC-8-svd"], [0.5], plan)
     assert all(network[3].weight.any() for network in found.values())
+
+
+def test_only_new_networks_are_trained_with_short_gradients(dense, plan):
+    bench = rivals._Bench(dense, plan, "short")
+    phase = plan.phase("pretrain", "joint/dense")
+    assert {stage: bench._recipe(phase, 2, stage).clip_norm for stage in rivals.STAGES} == {
+        "dense": 10.0,
+        "weights": None,
+        "factors": None,
+        "values": None,
+    }

@@ -167,9 +167,14 @@ def rqz(path: Path, first: list, **claims) -> Path:
     """A compressed network of a few bytes that describes its first tensor in any way."""
     packed.save(path, models.build("SmallCNN", SPEC), "SmallCNN", SPEC)
     says, layout, how, _ = packed._opened(path)
-    content = json.dumps([says | claims, layout, [first, *how[1:]]]).encode()
-    header = zlib.compress(content, 9)
-    path.write_bytes(packed._MAGIC + packed._SIZES.pack(len(header), zlib.crc32(header)) + header)
+    return header(path, json.dumps([says | claims, layout, [first, *how[1:]]]).encode())
+
+
+def header(path: Path, text: bytes) -> Path:
+    """A compressed network that is nothing but a header."""
+    packer = zlib.compressobj(9, zdict=packed._USUAL)
+    whole = packer.compress(text) + packer.flush()
+    path.write_bytes(packed._MAGIC + packed._SIZES.pack(len(whole), zlib.crc32(whole)) + whole)
     return path
 
 
@@ -196,10 +201,33 @@ FILES = {
         TAKE,
     ),
     "compressed": (inflating_weights, files.load_tensors, "parts that are compressed or overlap"),
-    "an rqz of long texts": (
-        lambda path: rqz(path, ["<U100000000", 0, 0]),
+    "an rqz of long texts": (lambda path: rqz(path, ["<U100000000", 0, 0]), packed.load, "as pruning.pack writes it"),
+    "an rqz of more nonzeros than weights": (
+        lambda path: rqz(path, ["<f4", 10**15, 2]),
         packed.load,
-        f"its tensors {TAKE}",
+        "expected a tensor of .* values as pruning.pack writes it",
+    ),
+    "an rqz of a larger codebook than weights": (
+        lambda path: rqz(path, ["<f4", -1, 2**60]),
+        packed.load,
+        "expected a tensor of .* values as pruning.pack writes it",
+    ),
+    "an rqz of wide gaps": (lambda path: rqz(path, ["<f4", 1, 0, 10**8, 8]), packed.load, "fewer than 24 low bits"),
+    "an rqz without its bits": (lambda path: rqz(path, ["<f4", 1, 0, 4, 10**9]), packed.load, "more bits of its tens"),
+    "an rqz of a rank above the weight's": (
+        lambda path: rqz(path, ["<f4"], changes={"factorized": {"classifier.linear1": 10**6}}),
+        packed.load,
+        "expected a rank of at most 120 for classifier.linear1",
+    ),
+    "an rqz of a number": (lambda path: header(path, b"5"), packed.load, "expected a header as pruning.pack writes it"),
+    "an rqz of brackets": (lambda path: header(path, b"[" * 10**5), packed.load, "expected a header as pruning.pack"),
+    "an rqz of three numbers": (lambda path: header(path, b"[1,2,3]"), packed.load, "expected a header as pruning.p"),
+    "a network without a name": (lambda path: says(path, model=5), models.load, "expected the name of a network"),
+    "a state that is a list": (lambda path: says(path, state=[1]), models.load, "a state of dense tensors by name"),
+    "a sparse state": (
+        lambda path: says(path, state={"weight": torch.eye(3).to_sparse()}),
+        models.load,
+        "expected a state of dense tensors by name",
     ),
     "an rqz of width 400": (lambda path: rqz(path, ["<f4"], width=400.0), packed.load, TAKE),
     "an rqz with a long header": (

@@ -60,7 +60,8 @@ def test_a_table_grows_preset_by_preset_and_a_network_that_is_made_again_is_repl
     line = ["--table", "01_train", str(path), "--preset"]
 
     def made(preset: str, model: str, accuracy: float) -> None:
-        finish("01_train", accuracy, model=model, run_folder=str(outputs / f"01_train/{preset}-{model}"))
+        folder = str(outputs / f"01_train/{preset}-{model}")
+        finish("01_train", accuracy, model=model, epsilon_255=float(len(preset)), run_folder=folder)
 
     made("nine", "LeNet", 0.5)
     made("nine_small", "LeNet", 0.6)
@@ -76,7 +77,36 @@ def test_a_table_grows_preset_by_preset_and_a_network_that_is_made_again_is_repl
     assert list(table.accuracy) == [0.6, 0.7, 0.8]
     assert list(table.command) == ["make workbook PRESET=nine_small", *["make workbook PRESET=nine"] * 2]
     assert list(table)[-4:] == ["machine", "computed_in", "torch", "command"]
+    before = path.read_text()
+    summary.main([*line, "nine"])
+    assert path.read_text() == before
+    with pytest.raises(SystemExit):
+        summary.main(["--preset", "nine"])
     capsys.readouterr()
+
+
+def test_runs_by_hand_belong_to_no_preset_and_fewer_seeds_are_said(outputs, capsys):
+    path = outputs.parent / "reference/train.csv"
+    line = ["--table", "01_train", str(path), "--preset", "digits"]
+    for seed in (0, 1):
+        finish("01_train", 0.5, model="LeNet", seed=seed, run_folder=str(outputs / f"01_train/digits-{seed}"))
+    finish("01_train", 0.9, model="LeNet", seed=2)  # its folder is digits-LeNet-seed2-...
+    summary.main(line)
+    assert pandas.read_csv(path)[["accuracy", "seeds"]].to_numpy().tolist() == [[0.5, 2]]
+    shutil.rmtree(outputs / "01_train/digits-0")
+    with pytest.warns(UserWarning, match="1 rows are replaced by rows over fewer seeds"):
+        summary.main(line)
+    with pytest.raises(FileNotFoundError, match="expected finished runs of 01_train by preset digit with rows"):
+        summary.main([*line[:-1], "digit"])
+    capsys.readouterr()
+
+
+def test_networks_of_two_widths_are_no_seeds_of_each_other(outputs):
+    for width in (0.25, 0.5):
+        run = start("02_quantize", checkpoint=f"{width}.pt")
+        run.record(model="LeNet", width=width, accuracy=width)
+        run.finish()
+    assert sorted(summary.seeds.over_seeds("02_quantize").accuracy) == [0.25, 0.5]
 
 
 def test_parts_of_other_runs_stay(outputs, capsys):
