@@ -204,7 +204,7 @@ def _check_plain(model: nn.Module, plain: nn.Module) -> None:
         changed = [f"{name}: {kind}" for name, kind in sorted(found ^ wanted)][:6]
         raise ValueError(
             f"expected the network that models.build makes, found it changed ({', '.join(changed)}); "
-            "save its weights before folding BatchNorm, attaching transforms, exchanging layers, in float32, or say "
+            "save its weights, in float32, before folding BatchNorm, attaching transforms or exchanging layers, or say "
             "the changes"
         )
 

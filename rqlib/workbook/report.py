@@ -13,7 +13,7 @@ import re
 import shlex
 from pathlib import Path
 
-from rqlib.core import quick_jsonschema  # noqa: F401
+from rqlib.core import quick_jsonschema  # noqa: F401 - before nbformat imports it
 
 # isort: split
 import nbformat

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rqlib.core import quick_jsonschema  # noqa: F401
+from rqlib.core import quick_jsonschema  # noqa: F401 - before papermill imports it
 
 # isort: split
 import papermill

@@ -86,13 +86,20 @@ def _write(table: pandas.DataFrame, path: Path, same: list[str]) -> pandas.DataF
         there, new = (_as_text(source) for source in (path, io.StringIO(table.to_csv(index=False))))
         shared = [name for name in same if name in there]
         again = pandas.MultiIndex.from_frame(there[shared]).isin(pandas.MultiIndex.from_frame(new[shared]))
-        if "seeds" in there and (more := there[again].merge(new, on=shared).query("seeds_x > seeds_y")).size:
-            warnings.warn(f"{path}: {len(more)} rows are replaced by rows over fewer seeds", stacklevel=2)
+        if "seeds" in there:
+            _say_fewer_seeds(there[again].merge(new, on=shared, suffixes=("_before", "_now")), path)
         table = pandas.concat([there[~again], new], ignore_index=True).fillna("")
         table = table[[name for name in table if name not in last] + last]
     with files.atomic(path) as part:
         table.to_csv(part, index=False)
     return table
+
+
+def _say_fewer_seeds(replaced: pandas.DataFrame, path: Path) -> None:
+    """Warn if rows of a file are replaced by rows that are means over fewer seeds."""
+    fewer = replaced.seeds_now.astype(int) < replaced.seeds_before.astype(int)
+    if fewer.any():
+        warnings.warn(f"{path}: {fewer.sum()} rows are replaced by rows over fewer seeds", stacklevel=4)
 
 
 def _as_text(source: Path | io.StringIO) -> pandas.DataFrame:

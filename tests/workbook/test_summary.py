@@ -88,11 +88,11 @@ def test_a_table_grows_preset_by_preset_and_a_network_that_is_made_again_is_repl
 def test_runs_by_hand_belong_to_no_preset_and_fewer_seeds_are_said(outputs, capsys):
     path = outputs.parent / "reference/train.csv"
     line = ["--table", "01_train", str(path), "--preset", "digits"]
-    for seed in (0, 1):
+    for seed in range(10):
         finish("01_train", 0.5, model="LeNet", seed=seed, run_folder=str(outputs / f"01_train/digits-{seed}"))
-    finish("01_train", 0.9, model="LeNet", seed=2)  # its folder is digits-LeNet-seed2-...
+    finish("01_train", 0.9, model="LeNet", seed=10)  # its folder is digits-LeNet-seed10-...
     summary.main(line)
-    assert pandas.read_csv(path)[["accuracy", "seeds"]].to_numpy().tolist() == [[0.5, 2]]
+    assert pandas.read_csv(path)[["accuracy", "seeds"]].to_numpy().tolist() == [[0.5, 10]]
     shutil.rmtree(outputs / "01_train/digits-0")
     with pytest.warns(UserWarning, match="1 rows are replaced by rows over fewer seeds"):
         summary.main(line)
