@@ -83,10 +83,10 @@ def levels_left(x: Tensor, *, bits: int = 3, steps: int = 400, rate: float = 0.1
     Raises:
         ValueError: bits outside 1..8.
     """
-    reference = DDTReLU(bits)
+    reference = DDTReLU(bits).to(x.device)
     reference(x)  # sets its range
     step = reference.step.item()
-    start = step * (torch.arange(len(reference.raw_widths)) + 0.5)
+    start = step * (torch.arange(len(reference.raw_widths), device=x.device) + 0.5)
     rows = [_row("DDTReLU", lambda: reference(x), [reference.start, reference.raw_widths], x, steps, rate)]
     for name, form in FORMS.items():
         thresholds = start.clone().requires_grad_()

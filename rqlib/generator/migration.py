@@ -54,12 +54,10 @@ def losses(
     if unknown := set(pseudo) - set(GENERATORS):
         raise ValueError(f"expected generators {', '.join(GENERATORS)}, got {', '.join(sorted(unknown))}")
 
-    def sweep(name: str, images: data.Split) -> DataFrame:
-        path = None if folder is None else Path(folder) / f"{name}.pt"
-        return quantization.sweep(model, formats, calibration_images, *images, checkpoint=path, **options)
-
-    swept = {name: sweep(name, pseudo[name]) for name in GENERATORS if name in pseudo}
-    rows = sweep("real", real) if real else next(iter(swept.values())).drop(columns=[*TRUTH])
+    sets = {name: pseudo[name] for name in GENERATORS if name in pseudo} | ({"real": real} if real else {})
+    path = None if folder is None else Path(folder) / "sweeps.pt"
+    swept = quantization.sweep_sets(model, formats, calibration_images, sets, checkpoint=path, **options)
+    rows = swept.pop("real") if real else next(iter(swept.values())).drop(columns=[*TRUTH])
     setting = {name: options.get(name, usual) for name, usual in TODAY.items()}
     rows = rows.assign(**setting, **prediction.plain_features(model))
     return rows.assign(**{GENERATORS[name]: found[TARGET] for name, found in swept.items()})

@@ -10,7 +10,7 @@ from rqlib.quantization.onnx_export import export
 from rqlib.quantization.post_training import ptq
 from rqlib.quantization.repairs import score_repairs
 from rqlib.quantization.similarity import compare
-from rqlib.quantization.sweeping import sweep
+from rqlib.quantization.sweeping import sweep, sweep_sets
 
 __all__ = [
     "FLOAT",
@@ -32,5 +32,6 @@ __all__ = [
     "score_repairs",
     "smallest",
     "sweep",
+    "sweep_sets",
     "verdict",
 ]

@@ -1,8 +1,8 @@
-"""The sweep: one network is put into many formats, and each of them is scored on labeled images."""
+"""The sweep: one network is put into many formats, and each is scored on labeled images, of one set or several."""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from rqlib.core import layers, runtime
 from rqlib.core.resumable import Resumable, fingerprint
 from rqlib.core.vocabulary import ImageSpec
+from rqlib.data import Split
 from rqlib.measures import cost, evaluate
 from rqlib.quantization import calibration, integer, post_training, similarity
 from rqlib.quantization.calibration import Calibrated
 from rqlib.quantization.formats import INT, Format, parse
 from rqlib.quantization.post_training import Formats
 
-BATCH = 100
+BATCH, GPU_BATCH = 100, 500
+"""Images per forward pass: on a processor few stay in its cache, and a GPU waits for fewer small kernels."""
 WEIGHTS_ONLY = "weights only"
 """What stands in the column ``arithmetic`` if torch.fx cannot trace the network, so that its signals stay in float."""
 
@@ -73,14 +75,54 @@ def sweep(
         ValueError: as `quantization.ptq`; a format is unknown, which is said before anything is computed; there are no
             images; the checkpoint belongs to another sweep.
     """
-    if len(images) == 0:
+    options = {"granularity": granularity, "ranges": ranges, "nonnegative": nonnegative, "bias": bias}
+    sets = {"images": Split(images, labels)}
+    return sweep_sets(
+        model,
+        formats,
+        calibration_images,
+        sets,
+        measures=measures,
+        per_layer=per_layer,
+        checkpoint=checkpoint,
+        **options,
+    )["images"]
+
+
+def sweep_sets(
+    model: nn.Module,
+    formats: Iterable[Format | str],
+    calibration_images: Tensor,
+    sets: Mapping[str, Split],
+    *,
+    granularity: str = "tensor",
+    ranges: str = "mse",
+    nonnegative: str = "unsigned",
+    bias: str = "float",
+    measures: Iterable[str] = ("js", "relative_error"),
+    per_layer: bool = False,
+    checkpoint: str | Path | None = None,
+) -> dict[str, pandas.DataFrame]:
+    """`sweep` on several sets of labeled images: name -> table. Each network is quantized once, not once per set.
+
+    Args:
+        sets: name -> images uint8 (N, C, H, W) and labels int64 (N,).
+        model, formats, calibration_images: as `sweep` takes them, and so are the other options.
+
+    Returns:
+        One table per set, as of `sweep`; ``seconds`` counts all sets.
+
+    Raises:
+        ValueError: as `sweep`; there is no set.
+    """
+    if not sets or any(len(images) == 0 for images, _ in sets.values()):
         raise ValueError("expected images to score, got none")
     chosen, measures = [parse(format) for format in formats], tuple(measures)
-    images = images[:]  # images in files are read once, not once per format
+    sets = {name: Split(images[:], labels) for name, (images, labels) in sets.items()}  # files are read once
     identity = {
         "network": fingerprint(model.state_dict()),
         "calibration images": fingerprint(calibration_images),
-        "images": fingerprint(images, labels),
+        **{name: fingerprint(*split) for name, split in sets.items()},
         "options": [granularity, ranges, nonnegative, bias, *measures, "per layer" if per_layer else "whole"],
     }
     state = Resumable(checkpoint, identity, kind="sweep")
@@ -88,18 +130,23 @@ def sweep(
     with runtime.tf32(False):
         calibrated = calibration.calibrate(model, calibration_images, ranges=ranges, activations=not per_layer)
         options = {"granularity": granularity, "nonnegative": nonnegative, "bias": bias}
-        bench = _Bench(calibrated, images, labels, measures, options)
+        bench = _Bench(calibrated, sets, measures, options)
     names = [name for name, _ in layers.weighted_layers(calibrated.network)] if per_layer else [""]
     wanted = [(name, format) for format in chosen for name in names]
     missing = [(name, format) for name, format in wanted if (name, format.name) not in rows]
     for name, format in runtime.freeing(runtime.progress(missing, "formats")):
         # Formats of equal values differ in nothing but their biases under ``seed``.
         twin = rows.get((name, format.duplicate_of)) if bias == "float" else None
-        scores = bench.scores(name, format) if twin is None else twin | {"seconds": 0.0}
-        rows[name, format.name] = _described(name, format, scores)
+        scores = bench.scores(name, format) if twin is None else _without_work(twin)
+        rows[name, format.name] = {one: _described(name, format, found) for one, found in scores.items()}
         state.save(rows=rows)
-    frame = pandas.DataFrame([rows[name, format.name] for name, format in wanted])
-    return frame if per_layer else frame.drop(columns="layer")
+    tables = {one: pandas.DataFrame([rows[name, format.name][one] for name, format in wanted]) for one in sets}
+    return tables if per_layer else {one: table.drop(columns="layer") for one, table in tables.items()}
+
+
+def _without_work(rows: dict[str, dict]) -> dict[str, dict]:
+    """The rows of a format of equal values, set by set; they took no time."""
+    return {one: row | {"seconds": 0.0} for one, row in rows.items()}
 
 
 def _described(layer: str, format: Format, scores: dict) -> dict:
@@ -110,16 +157,16 @@ def _described(layer: str, format: Format, scores: dict) -> dict:
 
 
 class _Bench:
-    """Scores formats against the float network, whose logits and weights it holds."""
+    """Scores formats against the float network, whose logits and weights it holds: name of a set -> scores on it."""
 
-    def __init__(self, calibrated: Calibrated, images, labels: Tensor, measures, options: dict[str, str]):
-        self.calibrated, self.images, self.labels = calibrated, images, labels.cpu()
+    def __init__(self, calibrated: Calibrated, sets: Mapping[str, Split], measures, options: dict[str, str]):
+        self.calibrated, self.sets = calibrated, sets
         self.options, self.measures = options, tuple(measures)
         self.float_logits = self._logits(calibrated.network)
-        self.reference = similarity.Reference(calibrated.network, _spec(images))
+        self.reference = similarity.Reference(calibrated.network, _spec(next(iter(sets.values())).images))
         self.at_int4 = self.reference.figures(self._weights_in(INT(4)), self.measures)
 
-    def scores(self, layer: str, format: Format) -> dict:
+    def scores(self, layer: str, format: Format) -> dict[str, dict]:
         """The scores of one layer in a format, or of the whole network if ``layer`` is empty."""
         return self._of_layer(layer, format) if layer else self._of_network(format)
 
@@ -127,52 +174,57 @@ class _Bench:
         """The network with weights in a format and signals in float."""
         return post_training.apply(self.calibrated, format, granularity=self.options["granularity"], activations=False)
 
-    def _of_network(self, format: Format) -> dict:
+    def _of_network(self, format: Format) -> dict[str, dict]:
         start = time.perf_counter()
         network, arithmetic = post_training.apply(self.calibrated, format, **self.options), WEIGHTS_ONLY
         if self.calibrated.signals:
             arithmetic = integer.best_arithmetic(network, runtime.active().device)
         with runtime.tf32(arithmetic == "tf32"):
             lowered = network if arithmetic == WEIGHTS_ONLY else _lowered(network, arithmetic)
-            compared = self._compared(self._logits(lowered))
+            logits = self._logits(lowered)
         figures = self.reference.figures(network, self.measures)
-        return {
-            **compared,
+        of_all = {
             **figures,
             **similarity.normalized(figures, self.at_int4),
             "coded_bits": cost.weight_count(network) * format.bits,
             "arithmetic": arithmetic,
             "seconds": time.perf_counter() - start,
         }
+        return {name: {**self._compared(name, one), **of_all} for name, one in logits.items()}
 
-    def _of_layer(self, layer: str, format: Format) -> dict:
+    def _of_layer(self, layer: str, format: Format) -> dict[str, dict]:
         start = time.perf_counter()
         network = self._weights_in({layer: format})
         with runtime.tf32(False):
-            compared = self._compared(self._logits(network))
+            logits = self._logits(network)
         params = network.get_submodule(layer).weight.numel()
-        seconds = time.perf_counter() - start
-        return {"params": params, **compared, "coded_bits": params * format.bits, "seconds": seconds}
+        of_all = {"coded_bits": params * format.bits, "seconds": time.perf_counter() - start}
+        return {name: {"params": params, **self._compared(name, one), **of_all} for name, one in logits.items()}
 
-    def _logits(self, network: nn.Module) -> Tensor:
+    def _logits(self, network: nn.Module) -> dict[str, Tensor]:
         with runtime.using(str(runtime.active().device), "float32"):
-            return evaluate.logits(network, self.images, self.labels, batch_size=BATCH)
+            return {name: evaluate.logits(network, *split, batch_size=_batch()) for name, split in self.sets.items()}
 
-    def _compared(self, logits: Tensor) -> dict:
-        float_classes, classes = self.float_logits.argmax(1), logits.argmax(1)
-        float_accuracy = (float_classes == self.labels).double().mean().item()
-        accuracy = (classes == self.labels).double().mean().item()
+    def _compared(self, name: str, logits: Tensor) -> dict:
+        expected, labels = self.float_logits[name], self.sets[name].labels.cpu()
+        float_classes, classes = expected.argmax(1), logits.argmax(1)
+        float_accuracy = (float_classes == labels).double().mean().item()
+        accuracy = (classes == labels).double().mean().item()
         return {
             "accuracy": accuracy,
             "float_accuracy": float_accuracy,
             "accuracy_loss": (float_accuracy - accuracy) / float_accuracy if float_accuracy else math.nan,
             "agreement": (classes == float_classes).double().mean().item(),
-            "logit_error": ((logits - self.float_logits).square().sum() / self.float_logits.square().sum()).item(),
+            "logit_error": ((logits - expected).square().sum() / expected.square().sum()).item(),
         }
 
 
+def _batch() -> int:
+    return BATCH if runtime.active().device.type == "cpu" else GPU_BATCH
+
+
 def _lowered(network: nn.Module, arithmetic: str) -> nn.Module:
-    return integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32", batch_size=BATCH)
+    return integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32", batch_size=_batch())
 
 
 def _spec(images) -> ImageSpec:

@@ -32,13 +32,18 @@ def test_rows_are_those_of_sweeps(tmp_path):
     assert rows.pseudo_accuracy_loss.tolist() == on_pseudo.accuracy_loss.tolist()
     assert rows.js_macs.tolist() == real.js_macs.tolist()
     assert list(rows)[-2:] == ["pseudo_accuracy_loss", "pseudo_accuracy_loss_adjusted"], "in a fixed order"
-    assert {path.name for path in tmp_path.iterdir()} == {"trained.pt", "adjusted.pt", "real.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"sweeps.pt"}
 
 
 def test_no_formats_are_the_whole_grid(monkeypatch):
     asked = []
     rows = pandas.DataFrame({"accuracy_loss": [0.0], **dict.fromkeys(migration.TRUTH, [0.0])})
-    monkeypatch.setattr(quantization, "sweep", lambda model, formats, *_, **__: asked.append(formats) or rows)
+
+    def sweep_sets(model, formats, calibration_images, sets, **options):
+        asked.append(formats)
+        return dict.fromkeys(sets, rows)
+
+    monkeypatch.setattr(quantization, "sweep_sets", sweep_sets)
     losses([])
     assert asked[0] == list(quantization.GRID)
 

@@ -91,10 +91,24 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch):
     calls.clear()
     resumed = small_sweep(chosen, checkpoint=path)
     assert len(calls) == 1
-    assert resumed.seconds[:3].tolist() == [row["seconds"] for row in finished.values()]
+    assert resumed.seconds[:3].tolist() == [row["images"]["seconds"] for row in finished.values()]
     assert_same_rows(resumed, whole)
     with pytest.raises(ValueError, match="belongs to another sweep: options"):
         small_sweep(chosen, checkpoint=path, granularity="channel")
+
+
+def test_sets_are_scored_as_each_would_be_alone(trained, digits, monkeypatch):
+    sets, formats = {"some": digits.test.take(40), "more": digits.test.take(100)}, ["INT_3", "FLOAT_6_E2"]
+    alone = {name: sweeping.sweep(trained, formats, digits.calibration(50), *split) for name, split in sets.items()}
+    lowered, lower = [], integer.lower
+    monkeypatch.setattr(integer, "lower", lambda *some, **options: lowered.append(1) or lower(*some, **options))
+    found = sweeping.sweep_sets(trained, formats, digits.calibration(50), sets)
+    assert len(lowered) == 2, "each network is quantized once"
+    for name in sets:
+        assert_same_rows(found[name], alone[name])
+    assert found["some"].accuracy_loss.tolist() != found["more"].accuracy_loss.tolist()
+    with pytest.raises(ValueError, match="expected images to score"):
+        sweeping.sweep_sets(trained, formats, digits.calibration(50), {})
 
 
 def test_memory_does_not_grow_with_the_number_of_formats_of_the_whole_grid(monkeypatch):
