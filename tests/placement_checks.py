@@ -1,5 +1,5 @@
 """Everything that a GPU computes runs on a pretend GPU, so that no node of a cluster is the first to find a tensor
-on the wrong device.
+on the wrong device: each chapter of the library, and the cells of the notebooks.
 
 What this cannot show, and what only a real GPU does: assigning to ``tensor.data`` (`pruning.remove_channels`), autocast
 and bfloat16, TF32, streams and timing (`measures.latency`), ``torch.cuda`` itself (memory, graphs, its random numbers),
@@ -7,6 +7,8 @@ and bfloat16, TF32, streams and timing (`measures.latency`), ``torch.cuda`` itse
 torch.compile, running out of memory, and kernels that differ in the last
 bit. Times on it mean nothing.
 """
+
+import json
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from rqlib.attacks import methods
 from rqlib.core import files, runtime
 from rqlib.training import certified_objectives, objectives, recipes
 from tests import pretend_gpu
+from tests.notebooks import small
 from tests.pruning import plans
 
 BALL = attacks.Linf(8 / 255)
@@ -206,3 +209,30 @@ def test_joint_compression(plan, network):
 def test_hidden_networks_and_ablation(plan, network):
     pruning.hidden(["natural"], plan, pruning.Smoothing(0.25, images=2, draws=(4, 8)))
     pruning.ablate(network, 0.5, plan, images=[16])
+
+
+SMALLER = {
+    "01_train": {"model": "SmallCNN", "train_images": 64},
+    "02_quantize": {"calibration_images": 16, "test_images": 20, "sensitivity_images": 16, "deployed_images": 0},
+    "04_generator": {"pseudo_images": 24, "robust_images": 8, "formats": ["INT_4"], "known": ""},
+    "05_robust": {"test_images": 10, "check_images": 6, "quantized_images": 6, "certified_images": 2},
+}
+"""Not 06_prune: it removes channels, which assigns to ``tensor.data``."""
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than guessing", "ignore:bias correction")  # it is not trained
+@pytest.mark.parametrize("notebook", SMALLER)
+def test_the_cells_of_a_notebook(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("RQLIB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setattr(runtime, "choose_device", lambda name: torch.device(pretend_gpu.NAME, 0))
+    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda *_: None)  # there is nothing to wait for
+    cells = json.loads((small.ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    first, *others = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"display": print}
+    exec(first, names)
+    names.update(small.alone(notebook, tmp_path) | SMALLER[notebook])
+    for source in others:
+        exec(source, names)
+    assert names["run"].policy.device.type == pretend_gpu.NAME
+    assert names["run"].frame().shape[0] >= 1

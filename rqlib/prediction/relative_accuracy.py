@@ -108,8 +108,10 @@ def agreement(frame: DataFrame, by: Sequence[str] = ("generator", "attack")) -> 
 
     The last two items are there if the frame has the columns for them.
 
-    The columns ``by`` make the groups; the frame is that of `relative`.
+    The columns ``by`` make the groups; the frame is that of `relative`. Without rows it has no group.
     """
+    if frame.empty:
+        return DataFrame(columns=[*by, "rows", *_agreement(frame)])
     read = [name for name in (*SIDES, *ERRORS, "at_chance") if name in frame]
     groups = frame.groupby([*by], sort=False)[read]
     scores = groups.apply(lambda some: pandas.Series(_agreement(some)))

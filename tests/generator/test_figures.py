@@ -3,7 +3,7 @@ import math
 import pandas
 import torch
 
-from rqlib import data
+from rqlib import data, prediction
 from rqlib.generator import feature_map, figures
 from rqlib.generator.adjustment import Target
 
@@ -72,3 +72,11 @@ def test_relative_says_its_r2_in_every_panel():
     dots = [trace for trace in figure.data if trace.mode == "markers"]
     assert [list(trace.text) for trace in dots] == [["INT_4", "INT_8"]] * 4
     assert [trace.showlegend for trace in dots] == [True, False, False, False]
+
+
+def test_of_a_network_that_is_never_right_there_is_no_relative_accuracy():
+    rows = pandas.DataFrame({"format": ["FP32", "INT_4"], "test_clean": 0.0, "pseudo_clean": 0.0, "model": "net"})
+    frame = prediction.relative(rows.assign(generator="trained"))
+    assert prediction.agreement(frame).empty
+    assert {"generator", "attack", "identity_r2"} <= set(prediction.agreement(frame))
+    assert figures.relative(frame).layout.title.text.endswith("the float network is never right")
