@@ -8,7 +8,13 @@ NEIGHBORS, FEWEST = 0.25, 30
 
 
 def interval(
-    values: ndarray, predicted: ndarray, residual: ndarray, *, level: float = 0.9, distance: ndarray | None = None
+    values: ndarray,
+    predicted: ndarray,
+    residual: ndarray,
+    *,
+    level: float = 0.9,
+    distance: ndarray | None = None,
+    groups: ndarray | None = None,
 ) -> tuple[ndarray, ndarray]:
     """Lower and upper ends (N,) of intervals that would have held the share ``level`` of comparable rows left out.
 
@@ -25,21 +31,56 @@ def interval(
     n (1 + distance) nearest rows, times 1 + distance, and never less far than without a distance.
 
     Rows of one network err together. A guarantee would take at least level / (1 - level) networks (Dunn et al.,
-    arXiv 1809.07441): `reachable`. Within this limit, measure the coverage (`fits.coverage`).
+    arXiv 1809.07441): `reachable`. Within this limit, measure the coverage (`fits.coverage`). Where the ``groups`` (M,)
+    say which calibration rows are of one network, the rank is not taken from the level but from what would have held
+    the level on the networks themselves (`calibrated`).
     """
     known = numpy.isfinite(predicted)
     predicted, residual = predicted[known], residual[known]
+    if groups is not None and len(predicted):
+        level = calibrated(predicted, residual, groups[known], level)
     if not len(predicted):
         return numpy.full(len(values), numpy.nan), numpy.full(len(values), numpy.nan)
-    count = min(len(predicted), max(FEWEST, round(NEIGHBORS * len(predicted))))
-    apart = numpy.abs(values[:, None] - predicted)
-    reach = numpy.partition(apart, count - 1, axis=1)[:, count - 1 : count]
-    errors = [numpy.abs(residual[near]) for near in apart <= reach]
+    nearest, count = _nearest(values, predicted)
+    errors = [numpy.abs(residual[near]) for near in nearest]
     width = numpy.array([_rank(some, level) for some in errors])
     if distance is not None:
+        apart = numpy.abs(values[:, None] - predicted)
         widest = (1 + distance) * _widest(apart, numpy.abs(residual), count * (1 + distance))
         width = numpy.where(distance > 0, numpy.maximum(width, widest), width)
     return values - width, values + width
+
+
+def calibrated(predicted: ndarray, residual: ndarray, groups: ndarray, level: float) -> float:
+    """The level of ranks at which each network's rows would have been held by intervals made of the other networks.
+
+    Networks differ, so the errors of the others hold fewer rows of a new one than their ranks promise. For each row,
+    its rank among the errors of the nearest rows of other networks is the lowest level that would have held it. The
+    result is the quantile of these levels, at ``level``, in which every network counts alike. It is at most what the
+    largest error can promise, n / (n + 1) of n neighbors, and the level itself if there is only one network.
+
+    Args:
+        predicted, residual, groups: (M,), of the calibration rows.
+    """
+    names = numpy.unique(groups)
+    if len(names) < 2:
+        return level
+    needed, most = numpy.empty(len(predicted)), 1.0
+    for name in names:
+        own = groups == name
+        near, count = _nearest(predicted[own], predicted[~own])
+        smaller = near & (numpy.abs(residual[~own]) < numpy.abs(residual[own])[:, None])
+        needed[own] = (smaller.sum(axis=1) + 1) / (near.sum(axis=1) + 1)
+        most = min(most, count / (count + 1))
+    weights = 1 / numpy.bincount(numpy.searchsorted(names, groups))[numpy.searchsorted(names, groups)]
+    return min(most, float(numpy.quantile(needed, level, weights=weights, method="inverted_cdf")))
+
+
+def _nearest(values: ndarray, predicted: ndarray) -> tuple[ndarray, int]:
+    """For each value (N,) which calibration rows (M,) are among its nearest, (N, M), and the number they shall be."""
+    count = min(len(predicted), max(FEWEST, round(NEIGHBORS * len(predicted))))
+    apart = numpy.abs(values[:, None] - predicted)
+    return apart <= numpy.partition(apart, count - 1, axis=1)[:, count - 1 : count], count
 
 
 def reachable(level: float, networks: int) -> float:

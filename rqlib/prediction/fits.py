@@ -57,6 +57,7 @@ class Fit:
         seen: smallest and largest value of each numeric feature (`forecasting.fit`: of the plain ones too).
         calibration: (2, N), for each row the prediction by a curve fitted without the row's group, and the error
             y - prediction.
+        groups: (N,), the number of each row's group; None if rows have no groups.
     """
 
     family: str
@@ -68,6 +69,7 @@ class Fit:
     mae: float
     seen: dict[str, tuple[float, float]]
     calibration: ndarray = field(repr=False)
+    groups: ndarray | None = field(repr=False, default=None)
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -86,7 +88,7 @@ class Fit:
     def predict(self, x, *, level: float = 0.9, distance: ndarray | None = None) -> DataFrame:
         """Columns predicted, lower and upper (`conformal.interval`), one row for each row of x, given as to `fit`."""
         values = self.curve.predict(matrix(x, self.features))
-        lower, upper = conformal.interval(values, *self.calibration, level=level, distance=distance)
+        lower, upper = conformal.interval(values, *self.calibration, level=level, distance=distance, groups=self.groups)
         index = x.index if isinstance(x, DataFrame) else None
         return DataFrame({"predicted": values, "lower": lower, "upper": upper}, index=index)
 
@@ -119,6 +121,7 @@ def fit(x, y, family: str, *, groups=None) -> Fit:
         **scores(y, curve.predict(x)),
         seen=seen,
         calibration=numpy.stack([left_out, y - left_out]),
+        groups=None if groups is None else codes,
     )
 
 
@@ -183,7 +186,12 @@ class HeldOut:
         left = others[self.target] - known
         distance = rows.distance.to_numpy() if "distance" in rows else None
         lower, upper = conformal.interval(
-            values.to_numpy(), known.to_numpy(), left[known.index].to_numpy(), level=level, distance=distance
+            values.to_numpy(),
+            known.to_numpy(),
+            left[known.index].to_numpy(),
+            level=level,
+            distance=distance,
+            groups=others.loc[known.index, self.group].astype(str).to_numpy(),
         )
         found = DataFrame({"predicted": values, "lower": lower, "upper": upper})
         return found if distance is None else self._as_new(found, rows, others, level)

@@ -66,3 +66,32 @@ def test_few_networks_can_promise_little(capsys):
     assert conformal.reachable(0.9, 9) == pytest.approx(0.9)
     assert conformal.reachable(0.5, 3) == 0.5
     assert not capsys.readouterr().out
+
+
+def test_the_rank_is_what_would_have_held_the_level_on_each_network_by_hand():
+    predicted, residual = numpy.zeros(60), numpy.repeat([0.1, 0.2, 0.3], 20)
+    networks = numpy.repeat(["a", "b", "c"], 20)
+    # Of 40 rows of the others none is below the errors of a, 20 are below those of b, and 40 below those of c.
+    assert conformal.calibrated(predicted, residual, networks, 0.3) == pytest.approx(1 / 41)
+    assert conformal.calibrated(predicted, residual, networks, 0.6) == pytest.approx(21 / 41)
+    assert conformal.calibrated(predicted, residual, networks, 0.9) == pytest.approx(30 / 31), "of 30 neighbors"
+    assert conformal.calibrated(predicted, residual, numpy.repeat("a", 60), 0.6) == 0.6, "nothing to compare with"
+
+
+def test_every_network_counts_alike_however_many_rows_it_has():
+    residual, networks = numpy.repeat([0.1, 0.2], [900, 100]), numpy.repeat(["a", "b"], [900, 100])
+    assert conformal.calibrated(numpy.zeros(1000), residual, networks, 0.49) == pytest.approx(1 / 101)
+    assert conformal.calibrated(numpy.zeros(1000), residual, networks, 0.51) > 0.9
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.6])
+def test_coverage_of_a_network_left_out_whose_errors_are_larger_or_smaller_than_others(spread):
+    random, held = numpy.random.default_rng(1), []
+    for _ in range(150):
+        values = random.random((11, 43))
+        sizes = numpy.exp(spread * random.standard_normal((11, 1))) * (0.05 + 0.3 * values)
+        errors = sizes * random.standard_normal((11, 43))
+        known = values[1:].ravel(), errors[1:].ravel()
+        lower, upper = conformal.interval(values[0], *known, groups=numpy.repeat(numpy.arange(10), 43))
+        held.append(numpy.mean((lower <= values[0] + errors[0]) & (values[0] + errors[0] <= upper)))
+    assert numpy.mean(held) == pytest.approx(0.9, abs=0.03)
