@@ -11,7 +11,7 @@ from pandas import DataFrame, Series
 
 from rqlib import quantization
 from rqlib.prediction import anatomy, published, titles
-from rqlib.prediction.published import BEST, FLOAT, GENERATORS, NETWORK, PSEUDO, SETTING
+from rqlib.prediction.published import BEST, FLOAT, GENERATORS, HARD, MEAN, NETWORK, PSEUDO, SETTING
 
 TARGET = "accuracy_loss"
 NORMALIZED = "_normalized"
@@ -25,6 +25,7 @@ LABELS = {
     TARGET: "relative accuracy loss (fraction)",
     PSEUDO: "accuracy loss on pseudo-data (fraction)",
     BEST: "accuracy loss on refined pseudo-data, or between classes (fraction)",
+    MEAN: "mean accuracy loss on refined, boundary and adjusted pseudo-data (fraction)",
     f"{PSEUDO}_refined": "accuracy loss on refined pseudo-data (fraction)",
     f"{PSEUDO}_boundary": "accuracy loss on pseudo-data between classes (fraction)",
     f"{PSEUDO}_adjusted": "accuracy loss on adjusted pseudo-data (fraction)",
@@ -52,6 +53,7 @@ def short(feature: str) -> str:
         .replace("loss_boundary", "loss (boundary)")
         .replace("loss_refined", "loss (refined)")
         .replace("loss_best", "loss (best)")
+        .replace("loss_mean", "loss (mean)")
         .replace(NORMALIZED, " / INT_4")
     )
 
@@ -71,7 +73,8 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
     - plain features of the networks, as far as they can be known (`anatomy.completed`);
     - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
-      Where refined images were measured, `published.BEST` is the column that every network has.
+      Where refined images were measured, `published.BEST` is the column that every network has; where two kinds of
+      `published.HARD` were, `published.MEAN` is their mean.
 
     Args:
         rows: one row per network and format, with the columns model and format at least.
@@ -96,7 +99,7 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     if "network_name" not in frame:
         frame = frame.assign(network_name=titles.network_names(frame))
     frame = frame.assign(network_family=titles.families(frame))
-    return _with_best(frame if pseudo is None else _join(frame, published.losses(pseudo)))
+    return _with_best_and_mean(frame if pseudo is None else _join(frame, published.losses(pseudo)))
 
 
 def _with_formats(frame: DataFrame) -> DataFrame:
@@ -114,7 +117,7 @@ def similarities(frame: DataFrame) -> list[str]:
 
 def names(frame: DataFrame) -> list[str]:
     """Columns that a loss can be predicted from: losses on pseudo-data, similarities over INT_4, raw similarities."""
-    lost = [name for name in (BEST, *GENERATORS.values()) if name in frame]
+    lost = [name for name in (BEST, *GENERATORS.values(), MEAN) if name in frame]
     if BEST in frame:
         lost.remove(GENERATORS["refined"])
     raw = similarities(frame)
@@ -176,8 +179,11 @@ def _join(frame: DataFrame, lost: DataFrame) -> DataFrame:
     return joined.drop(columns=[name for name in added if joined[name].isna().all()])
 
 
-def _with_best(frame: DataFrame) -> DataFrame:
+def _with_best_and_mean(frame: DataFrame) -> DataFrame:
     refined, between = GENERATORS["refined"], GENERATORS["boundary"]
+    hard = [GENERATORS[name] for name in HARD if GENERATORS[name] in frame]
+    if len(hard) > 1:
+        frame = frame.assign(**{MEAN: frame[hard].mean(axis=1)})
     if refined not in frame:
         return frame
     return frame.assign(**{BEST: frame[refined].fillna(frame[between]) if between in frame else frame[refined]})

@@ -36,6 +36,10 @@ GENERATORS = {
 """Name of a set of generated images -> our column for the accuracy that is lost on it; the best predictor first."""
 BEST = f"{PSEUDO}_best"
 """The loss on refined images; for a network without BatchNorm, which has none, that on images between classes."""
+HARD = "refined", "boundary", "adjusted"
+"""Sets of generated images that are as hard for a quantized network as real ones are, or nearly so."""
+MEAN = f"{PSEUDO}_mean"
+"""The mean loss on those of `HARD` that a network has; each kind errs in its own way."""
 PERCENT = {"js_flops": "js_legacy_macs", "js_param": "js_legacy_params"}
 """Published name -> our name of similarities whose weights are shares in percent, so that they are 100 times ours."""
 
