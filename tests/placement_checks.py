@@ -217,7 +217,7 @@ SMALLER = {
     "04_generator": {"pseudo_images": 24, "robust_images": 8, "formats": ["INT_4"], "known": ""},
     "05_robust": {"test_images": 10, "check_images": 6, "quantized_images": 6, "certified_images": 2},
 }
-"""Not 06_prune: it removes channels, which assigns to ``tensor.data``."""
+"""Not 03_fit, which computes with tables only, and not 06_prune: removing channels assigns to ``tensor.data``."""
 
 
 @pytest.mark.filterwarnings("ignore:.*no better than guessing", "ignore:bias correction")  # it is not trained

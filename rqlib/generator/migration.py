@@ -35,6 +35,8 @@ def losses(
 ) -> DataFrame:
     """Rows of `quantization.sweep`, one per format, with the loss of accuracy on every set of generated images.
 
+    All sets are swept together, so ``seconds`` is the time of all of them.
+
     Each row also says in which setting it was quantized (granularity, ranges, nonnegative, bias), and what the network
     is built of (`prediction.plain_features`).
 

@@ -33,7 +33,8 @@ def interval(
     Rows of one network err together. A guarantee would take at least level / (1 - level) networks (Dunn et al.,
     arXiv 1809.07441): `reachable`. Within this limit, measure the coverage (`fits.coverage`). Where the ``groups`` (M,)
     say which calibration rows are of one network, the rank is not taken from the level but from what would have held
-    the level on the networks themselves (`calibrated`).
+    the level on the networks themselves (`calibrated`); it is then never infinite, and reaches at most to the largest
+    of the errors, which may promise less than the level.
     """
     known = numpy.isfinite(predicted)
     predicted, residual = predicted[known], residual[known]
@@ -41,11 +42,11 @@ def interval(
         level = calibrated(predicted, residual, groups[known], level)
     if not len(predicted):
         return numpy.full(len(values), numpy.nan), numpy.full(len(values), numpy.nan)
-    nearest, count = _nearest(values, predicted)
+    apart = _apart(values, predicted)
+    nearest, count = _nearest(apart)
     errors = [numpy.abs(residual[near]) for near in nearest]
     width = numpy.array([_rank(some, level) for some in errors])
     if distance is not None:
-        apart = numpy.abs(values[:, None] - predicted)
         widest = (1 + distance) * _widest(apart, numpy.abs(residual), count * (1 + distance))
         width = numpy.where(distance > 0, numpy.maximum(width, widest), width)
     return values - width, values + width
@@ -59,27 +60,39 @@ def calibrated(predicted: ndarray, residual: ndarray, groups: ndarray, level: fl
     result is the quantile of these levels, at ``level``, in which every network counts alike. It is at most what the
     largest error can promise, n / (n + 1) of n neighbors, and the level itself if there is only one network.
 
+    It is the level that the known networks needed on average. A new network whose rows all err alike is held less
+    often: with G networks, with a probability of about level G / (G + 1).
+
     Args:
         predicted, residual, groups: (M,), of the calibration rows.
     """
-    names = numpy.unique(groups)
+    names, members, counts = numpy.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < 2:
         return level
-    needed, most = numpy.empty(len(predicted)), 1.0
-    for name in names:
-        own = groups == name
-        near, count = _nearest(predicted[own], predicted[~own])
+    needed = numpy.empty(len(predicted))
+    for number in range(len(names)):
+        own = members == number
+        near = _nearest(_apart(predicted[own], predicted[~own]))[0]
         smaller = near & (numpy.abs(residual[~own]) < numpy.abs(residual[own])[:, None])
         needed[own] = (smaller.sum(axis=1) + 1) / (near.sum(axis=1) + 1)
-        most = min(most, count / (count + 1))
-    weights = 1 / numpy.bincount(numpy.searchsorted(names, groups))[numpy.searchsorted(names, groups)]
-    return min(most, float(numpy.quantile(needed, level, weights=weights, method="inverted_cdf")))
+    neighbors = _neighbors(len(predicted))
+    found = numpy.quantile(needed, level, weights=1 / counts[members], method="inverted_cdf")
+    return min(neighbors / (neighbors + 1), float(found))
 
 
-def _nearest(values: ndarray, predicted: ndarray) -> tuple[ndarray, int]:
-    """For each value (N,) which calibration rows (M,) are among its nearest, (N, M), and the number they shall be."""
-    count = min(len(predicted), max(FEWEST, round(NEIGHBORS * len(predicted))))
-    apart = numpy.abs(values[:, None] - predicted)
+def _apart(values: ndarray, predicted: ndarray) -> ndarray:
+    """How far each value (N,) is from each prediction (M,): (N, M)."""
+    return numpy.abs(values[:, None] - predicted)
+
+
+def _neighbors(rows: int) -> int:
+    """How many of so many calibration rows an interval is read from."""
+    return min(rows, max(FEWEST, round(NEIGHBORS * rows)))
+
+
+def _nearest(apart: ndarray) -> tuple[ndarray, int]:
+    """Of distances (N, M): which columns are among the nearest of each line, (N, M), and how many they shall be."""
+    count = _neighbors(apart.shape[1])
     return apart <= numpy.partition(apart, count - 1, axis=1)[:, count - 1 : count], count
 
 

@@ -73,8 +73,8 @@ def table(rows: DataFrame, pseudo: DataFrame | None = None) -> DataFrame:
     - ``*_normalized``: each similarity divided by the network's own at INT_4;
     - plain features of the networks, as far as they can be known (`anatomy.completed`);
     - the losses on generated images, where ``pseudo`` is given. Losses that the rows have are kept where it has none.
-      Where refined images were measured, `published.BEST` is the column that every network has; where two kinds of
-      `published.HARD` were, `published.MEAN` is their mean.
+      Where refined images were measured, `published.BEST` is the column that every network has; of a network of
+      which two kinds of `published.HARD` were, `published.MEAN` is their mean.
 
     Args:
         rows: one row per network and format, with the columns model and format at least.
@@ -182,8 +182,9 @@ def _join(frame: DataFrame, lost: DataFrame) -> DataFrame:
 def _with_best_and_mean(frame: DataFrame) -> DataFrame:
     refined, between = GENERATORS["refined"], GENERATORS["boundary"]
     hard = [GENERATORS[name] for name in HARD if GENERATORS[name] in frame]
-    if len(hard) > 1:
-        frame = frame.assign(**{MEAN: frame[hard].mean(axis=1)})
+    measured = frame[hard].notna().sum(axis=1)
+    if (measured > 1).any():
+        frame = frame.assign(**{MEAN: frame[hard].mean(axis=1).where(measured > 1)})
     if refined not in frame:
         return frame
     return frame.assign(**{BEST: frame[refined].fillna(frame[between]) if between in frame else frame[refined]})

@@ -57,7 +57,7 @@ class Fit:
         seen: smallest and largest value of each numeric feature (`forecasting.fit`: of the plain ones too).
         calibration: (2, N), for each row the prediction by a curve fitted without the row's group, and the error
             y - prediction.
-        groups: (N,), the number of each row's group; None if rows have no groups.
+        groups: (N,), which group each row belongs to, as an integer; None if rows have no groups.
     """
 
     family: str

@@ -19,7 +19,8 @@ from rqlib.quantization.formats import INT, Format, parse
 from rqlib.quantization.post_training import Formats
 
 BATCH, GPU_BATCH = 100, 500
-"""Images per forward pass: on a processor few stay in its cache, and a GPU waits for fewer small kernels."""
+"""Images per forward pass: on a processor few stay in its cache, and a GPU waits for fewer small kernels. So many
+images of 32x32 pixels on a GPU; of larger ones fewer, but no fewer than on a processor."""
 WEIGHTS_ONLY = "weights only"
 """What stands in the column ``arithmetic`` if torch.fx cannot trace the network, so that its signals stay in float."""
 
@@ -106,23 +107,25 @@ def sweep_sets(
     """`sweep` on several sets of labeled images: name -> table. Each network is quantized once, not once per set.
 
     Args:
-        sets: name -> images uint8 (N, C, H, W) and labels int64 (N,).
+        sets: name -> images uint8 (N, C, H, W) and labels int64 (N,); all images of one size.
         model, formats, calibration_images: as `sweep` takes them, and so are the other options.
 
     Returns:
         One table per set, as of `sweep`; ``seconds`` counts all sets.
 
     Raises:
-        ValueError: as `sweep`; there is no set.
+        ValueError: as `sweep`; there is no set; images of several sizes.
     """
     if not sets or any(len(images) == 0 for images, _ in sets.values()):
         raise ValueError("expected images to score, got none")
     chosen, measures = [parse(format) for format in formats], tuple(measures)
     sets = {name: Split(images[:], labels) for name, (images, labels) in sets.items()}  # files are read once
+    if len(sizes := {tuple(images.shape[1:]) for images, _ in sets.values()}) > 1:
+        raise ValueError(f"expected images of one size in all sets, got {', '.join(map(str, sorted(sizes)))}")
     identity = {
         "network": fingerprint(model.state_dict()),
         "calibration images": fingerprint(calibration_images),
-        **{name: fingerprint(*split) for name, split in sets.items()},
+        "sets": {name: fingerprint(*split) for name, split in sets.items()},
         "options": [granularity, ranges, nonnegative, bias, *measures, "per layer" if per_layer else "whole"],
     }
     state = Resumable(checkpoint, identity, kind="sweep")
@@ -162,8 +165,9 @@ class _Bench:
     def __init__(self, calibrated: Calibrated, sets: Mapping[str, Split], measures, options: dict[str, str]):
         self.calibrated, self.sets = calibrated, sets
         self.options, self.measures = options, tuple(measures)
+        self.spec = _spec(next(iter(sets.values())).images)
         self.float_logits = self._logits(calibrated.network)
-        self.reference = similarity.Reference(calibrated.network, _spec(next(iter(sets.values())).images))
+        self.reference = similarity.Reference(calibrated.network, self.spec)
         self.at_int4 = self.reference.figures(self._weights_in(INT(4)), self.measures)
 
     def scores(self, layer: str, format: Format) -> dict[str, dict]:
@@ -180,7 +184,7 @@ class _Bench:
         if self.calibrated.signals:
             arithmetic = integer.best_arithmetic(network, runtime.active().device)
         with runtime.tf32(arithmetic == "tf32"):
-            lowered = network if arithmetic == WEIGHTS_ONLY else _lowered(network, arithmetic)
+            lowered = network if arithmetic == WEIGHTS_ONLY else _lowered(network, arithmetic, _batch(self.spec))
             logits = self._logits(lowered)
         figures = self.reference.figures(network, self.measures)
         of_all = {
@@ -203,7 +207,8 @@ class _Bench:
 
     def _logits(self, network: nn.Module) -> dict[str, Tensor]:
         with runtime.using(str(runtime.active().device), "float32"):
-            return {name: evaluate.logits(network, *split, batch_size=_batch()) for name, split in self.sets.items()}
+            options = {"batch_size": _batch(self.spec)}
+            return {name: evaluate.logits(network, *split, **options) for name, split in self.sets.items()}
 
     def _compared(self, name: str, logits: Tensor) -> dict:
         expected, labels = self.float_logits[name], self.sets[name].labels.cpu()
@@ -219,12 +224,13 @@ class _Bench:
         }
 
 
-def _batch() -> int:
-    return BATCH if runtime.active().device.type == "cpu" else GPU_BATCH
+def _batch(spec: ImageSpec) -> int:
+    on_gpu = runtime.active().device.type != "cpu"
+    return max(BATCH, GPU_BATCH * 32 * 32 // (spec.height * spec.width)) if on_gpu else BATCH
 
 
-def _lowered(network: nn.Module, arithmetic: str) -> nn.Module:
-    return integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32", batch_size=_batch())
+def _lowered(network: nn.Module, arithmetic: str, batch_size: int) -> nn.Module:
+    return integer.lower(network, arithmetic="int8" if arithmetic == "int8" else "float32", batch_size=batch_size)
 
 
 def _spec(images) -> ImageSpec:

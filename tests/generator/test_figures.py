@@ -1,6 +1,7 @@
 import math
 
 import pandas
+import pytest
 import torch
 
 from rqlib import data, prediction
@@ -74,9 +75,10 @@ def test_relative_says_its_r2_in_every_panel():
     assert [trace.showlegend for trace in dots] == [True, False, False, False]
 
 
-def test_of_a_network_that_is_never_right_there_is_no_relative_accuracy():
-    rows = pandas.DataFrame({"format": ["FP32", "INT_4"], "test_clean": 0.0, "pseudo_clean": 0.0, "model": "net"})
+@pytest.mark.parametrize("on_test", [0.0, 0.9])
+def test_of_a_network_that_is_never_right_there_is_no_relative_accuracy(on_test):
+    rows = pandas.DataFrame({"format": ["FP32", "INT_4"], "test_clean": on_test, "pseudo_clean": 0.0, "model": "net"})
     frame = prediction.relative(rows.assign(generator="trained"))
     assert prediction.agreement(frame).empty
     assert {"generator", "attack", "identity_r2"} <= set(prediction.agreement(frame))
-    assert figures.relative(frame).layout.title.text.endswith("the float network is never right")
+    assert figures.relative(frame).layout.title.text.endswith("or the float network never right)")

@@ -84,14 +84,31 @@ def test_every_network_counts_alike_however_many_rows_it_has():
     assert conformal.calibrated(numpy.zeros(1000), residual, networks, 0.51) > 0.9
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.6])
+def test_a_network_of_few_rows_does_not_limit_the_others():
+    random = numpy.random.default_rng(0)
+    residual, networks = random.standard_normal(244), numpy.repeat(["a", "b", "c", "d"], [1, 43, 100, 100])
+    level = conformal.calibrated(random.random(244), residual, networks, 0.9)
+    assert level == pytest.approx(0.9, abs=0.05)
+    assert conformal.calibrated(numpy.zeros(41), numpy.arange(41.0), numpy.repeat(["a", "b"], [40, 1]), 0.9) > 0.9
+
+
+def drawn(spread, random):
+    """Eleven networks: the values of their 43 rows, and errors that are larger in some networks than in others."""
+    values = random.random((11, 43))
+    sizes = numpy.exp(spread * random.standard_normal((11, 1))) * (0.05 + 0.3 * values)
+    return values, sizes * random.standard_normal((11, 43))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.6, 1.0])
 def test_coverage_of_a_network_left_out_whose_errors_are_larger_or_smaller_than_others(spread):
-    random, held = numpy.random.default_rng(1), []
+    random, groups, held = numpy.random.default_rng(1), numpy.repeat(numpy.arange(10), 43), {True: [], False: []}
     for _ in range(150):
-        values = random.random((11, 43))
-        sizes = numpy.exp(spread * random.standard_normal((11, 1))) * (0.05 + 0.3 * values)
-        errors = sizes * random.standard_normal((11, 43))
-        known = values[1:].ravel(), errors[1:].ravel()
-        lower, upper = conformal.interval(values[0], *known, groups=numpy.repeat(numpy.arange(10), 43))
-        held.append(numpy.mean((lower <= values[0] + errors[0]) & (values[0] + errors[0] <= upper)))
-    assert numpy.mean(held) == pytest.approx(0.9, abs=0.03)
+        values, errors = drawn(spread, random)
+        for known in held:
+            lower, upper = conformal.interval(
+                values[0], values[1:].ravel(), errors[1:].ravel(), groups=groups if known else None
+            )
+            held[known].append(numpy.mean((lower <= values[0] + errors[0]) & (values[0] + errors[0] <= upper)))
+    assert numpy.mean(held[True]) == pytest.approx(0.9, abs=0.03)
+    assert abs(numpy.mean(held[True]) - 0.9) <= abs(numpy.mean(held[False]) - 0.9) + 0.005
+    assert numpy.mean(held[True]) != numpy.mean(held[False])

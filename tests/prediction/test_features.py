@@ -58,13 +58,14 @@ def test_the_best_images_of_a_network_are_refined_ones_or_those_between_classes(
 
 
 def test_the_mean_loss_is_of_those_hard_images_that_a_network_has():
-    rows = published.made_up(2).assign(pseudo_accuracy_loss=0.0, pseudo_accuracy_loss_boundary=0.3)
+    rows = published.made_up(3).assign(pseudo_accuracy_loss=0.0, pseudo_accuracy_loss_boundary=0.3)
     assert "pseudo_accuracy_loss_mean" not in features.table(rows)
-    refined = (rows.model == "net0").map({True: 0.2, False: None})
-    rows = rows.assign(pseudo_accuracy_loss_adjusted=0.1, pseudo_accuracy_loss_refined=refined)
+    refined, adjusted = rows.model.map({"net0": 0.5}), rows.model.map({"net0": 0.1, "net1": 0.1})
+    rows = rows.assign(pseudo_accuracy_loss_adjusted=adjusted, pseudo_accuracy_loss_refined=refined)
     table = features.table(rows)
     means = table.groupby("model").pseudo_accuracy_loss_mean.first()
-    assert means.to_dict() == pytest.approx({"net0": 0.2, "net1": 0.2})
+    assert means.dropna().to_dict() == pytest.approx({"net0": 0.3, "net1": 0.2})
+    assert numpy.isnan(means["net2"]), "of one kind there is no mean"
     assert features.short("pseudo_accuracy_loss_mean") == "pseudo-loss (mean)"
     assert "pseudo_accuracy_loss_mean" in features.names(table)
 

@@ -6,7 +6,7 @@ import pandas
 import pytest
 import torch
 
-from rqlib import measures, quantization
+from rqlib import data, measures, quantization
 from rqlib.core import files, layers, runtime
 from rqlib.quantization import calibration, integer, post_training, sweeping
 from tests import quantized_networks
@@ -109,6 +109,16 @@ def test_sets_are_scored_as_each_would_be_alone(trained, digits, monkeypatch):
     assert found["some"].accuracy_loss.tolist() != found["more"].accuracy_loss.tolist()
     with pytest.raises(ValueError, match="expected images to score"):
         sweeping.sweep_sets(trained, formats, digits.calibration(50), {})
+    sets["small"] = data.Split(sets["some"].images[:, :, :16, :16], sets["some"].labels)
+    with pytest.raises(ValueError, match="expected images of one size in all sets, got .*16, 16.*32, 32"):
+        sweeping.sweep_sets(trained, formats, digits.calibration(50), sets)
+
+
+def test_a_set_may_be_named_like_an_option(trained, digits, tmp_path):
+    kept = {"checkpoint": tmp_path / "rows.pt"}
+    sweeping.sweep_sets(trained, ["INT_4"], digits.calibration(50), {"options": digits.test.take(20)}, **kept)
+    with pytest.raises(ValueError, match="belongs to another sweep: sets"):
+        sweeping.sweep_sets(trained, ["INT_4"], digits.calibration(50), {"options": digits.test.take(30)}, **kept)
 
 
 def test_memory_does_not_grow_with_the_number_of_formats_of_the_whole_grid(monkeypatch):
