@@ -132,16 +132,12 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     """Relative accuracy on real images (y) against that on generated images (x), beside the line y = x.
 
     Each generator has a row of panels and each attack a column; a dot is a format, and bars are one standard error of
-    each side, if the frame of `generator.relative` has them. A frame without rows, for
-    example of a network that is never right on generated images, gives a figure that says so.
+    each side, if the frame of `generator.relative` has them. A frame without rows, for example of a network that is
+    never right on generated images, gives a figure that says so.
     """
     if frame.empty:
-        return go.Figure(
-            layout={
-                "title": f"{title}: nothing to compare (no format attacked, or the float network never right)",
-                "height": 170,
-            }
-        )
+        nothing = f"{title}: nothing to compare (no format attacked, or the float network never right)"
+        return go.Figure(layout={"title": nothing, "height": 170})
     scores = prediction.agreement(frame).set_index(["generator", "attack"])
     generators, attacks = (list(dict.fromkeys(frame[name])) for name in ("generator", "attack"))
     names = [f"{one}, {attack}: {_claim(scores, one, attack)}" for one in generators for attack in attacks]

@@ -35,10 +35,8 @@ def losses(
 ) -> DataFrame:
     """Rows of `quantization.sweep`, one per format, with the loss of accuracy on every set of generated images.
 
-    All sets are swept together, so ``seconds`` is the time of all of them.
-
     Each row also says in which setting it was quantized (granularity, ranges, nonnegative, bias), and what the network
-    is built of (`prediction.plain_features`).
+    is built of (`prediction.plain_features`). All sets are swept together: ``seconds`` is the time of all of them.
 
     Args:
         formats: empty for all of `quantization.GRID`.
@@ -46,7 +44,7 @@ def losses(
         pseudo: names of sets -> images and labels. Names: refined, boundary, trained, adjusted.
         real: labeled real images, which the columns of the truth (accuracy, accuracy_loss, ...) are measured on;
             None leaves these columns out.
-        folder: of the checkpoints of the sweeps; an interrupted call goes on from there.
+        folder: of the checkpoint of the sweep; an interrupted call goes on from there.
         options: as in `quantization.sweep`.
 
     Raises:

@@ -38,10 +38,10 @@ def interval(
     """
     known = numpy.isfinite(predicted)
     predicted, residual = predicted[known], residual[known]
-    if groups is not None and len(predicted):
-        level = calibrated(predicted, residual, groups[known], level)
     if not len(predicted):
         return numpy.full(len(values), numpy.nan), numpy.full(len(values), numpy.nan)
+    if groups is not None:
+        level = calibrated(predicted, residual, groups[known], level)
     apart = _apart(values, predicted)
     nearest, count = _nearest(apart)
     errors = [numpy.abs(residual[near]) for near in nearest]

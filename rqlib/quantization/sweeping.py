@@ -31,14 +31,7 @@ def sweep(
     calibration_images: Tensor,
     images: Tensor,
     labels: Tensor,
-    *,
-    granularity: str = "tensor",
-    ranges: str = "mse",
-    nonnegative: str = "unsigned",
-    bias: str = "float",
-    measures: Iterable[str] = ("js", "relative_error"),
-    per_layer: bool = False,
-    checkpoint: str | Path | None = None,
+    **options,
 ) -> pandas.DataFrame:
     """Quantize one network to many formats and score each on labeled images: one row per format.
 
@@ -52,12 +45,7 @@ def sweep(
     Args:
         formats: of weights and signals, such as `quantization.GRID`.
         images, labels: what is scored, uint8 (N, C, H, W) and int64 (N,).
-        measures: names of `similarity.MEASURES`.
-        per_layer: if True, only the weight of one layer at a time is quantized and everything else stays float. The
-            result has one row per layer and format: it is the sensitivity table by which `quantization.allocate`
-            divides a budget of bits.
-        checkpoint: a file that keeps the finished rows; an interrupted sweep goes on from it.
-        granularity, ranges, nonnegative, bias: as `quantization.ptq` takes them.
+        options: as `sweep_sets` takes them.
 
     Returns:
         A table with these columns, those in parentheses only per layer:
@@ -76,18 +64,8 @@ def sweep(
         ValueError: as `quantization.ptq`; a format is unknown, which is said before anything is computed; there are no
             images; the checkpoint belongs to another sweep.
     """
-    options = {"granularity": granularity, "ranges": ranges, "nonnegative": nonnegative, "bias": bias}
     sets = {"images": Split(images, labels)}
-    return sweep_sets(
-        model,
-        formats,
-        calibration_images,
-        sets,
-        measures=measures,
-        per_layer=per_layer,
-        checkpoint=checkpoint,
-        **options,
-    )["images"]
+    return sweep_sets(model, formats, calibration_images, sets, **options)["images"]
 
 
 def sweep_sets(
@@ -108,7 +86,13 @@ def sweep_sets(
 
     Args:
         sets: name -> images uint8 (N, C, H, W) and labels int64 (N,); all images of one size.
-        model, formats, calibration_images: as `sweep` takes them, and so are the other options.
+        model, formats, calibration_images: as `sweep` takes them.
+        measures: names of `similarity.MEASURES`.
+        per_layer: if True, only the weight of one layer at a time is quantized and everything else stays float. The
+            result has one row per layer and format: it is the sensitivity table by which `quantization.allocate`
+            divides a budget of bits.
+        checkpoint: a file that keeps the finished rows; an interrupted sweep goes on from it.
+        granularity, ranges, nonnegative, bias: as `quantization.ptq` takes them.
 
     Returns:
         One table per set, as of `sweep`; ``seconds`` counts all sets.
@@ -207,8 +191,8 @@ class _Bench:
 
     def _logits(self, network: nn.Module) -> dict[str, Tensor]:
         with runtime.using(str(runtime.active().device), "float32"):
-            options = {"batch_size": _batch(self.spec)}
-            return {name: evaluate.logits(network, *split, **options) for name, split in self.sets.items()}
+            size = _batch(self.spec)
+            return {name: evaluate.logits(network, *split, batch_size=size) for name, split in self.sets.items()}
 
     def _compared(self, name: str, logits: Tensor) -> dict:
         expected, labels = self.float_logits[name], self.sets[name].labels.cpu()
