@@ -34,7 +34,7 @@ class Quantized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             return _FakeQuantize.apply(x, self.scale, self.format, self.masked)
-        return self.format.round(x / self.scale) * self.scale
+        return self.format.round_scaled(x, self.scale)
 
     def right_inverse(self, x: Tensor) -> Tensor:
         """What is stored when x is assigned to a quantized ``layer.weight``: x itself."""
@@ -49,21 +49,30 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, format: Format, masked: bool) -> Tensor:
-        return format.round(x / scale) * scale
+        return format.round_scaled(x, scale)
 
     @staticmethod
     def setup_context(context, inputs: tuple, output: Tensor) -> None:
-        x, scale, format, masked = inputs
-        margin = (1 + 1e-6) * scale  # a rounded scale may put the largest x just outside
-        inside = (
-            (x >= format.min * margin) & (x <= format.max * margin) if masked else torch.ones_like(x, dtype=torch.bool)
-        )
-        context.save_for_backward(inside)
+        x, scale, context.format, context.masked = inputs
+        context.save_for_backward(*((x, scale) if context.masked else ()))
 
     @staticmethod
     def backward(context, gradient: Tensor) -> tuple:
-        (inside,) = context.saved_tensors
-        return gradient * inside, None, None, None
+        if context.masked:
+            gradient = _inside(gradient, *context.saved_tensors, context.format)
+        return gradient, None, None, None
+
+
+def _inside(gradient: Tensor, x: Tensor, scale: Tensor, format: Format) -> Tensor:
+    """The gradient where x is inside the range of the format times the scale, and 0 elsewhere.
+
+    The range is one millionth wider, because a rounded scale may put the largest x just outside.
+    """
+    margin = 1e-6 * format.max
+    if x.device.type == "cpu" and scale.numel() == 1:
+        lowest, largest = ((limit * scale).item() for limit in (format.min - margin, format.max + margin))
+        return torch.ops.aten.hardtanh_backward(gradient, x, lowest, largest)  # a single pass through memory
+    return gradient * ((x >= (format.min - margin) * scale) & (x <= (format.max + margin) * scale))
 
 
 def quantizer(layer: nn.Module, name: str = "weight") -> Quantized | None:

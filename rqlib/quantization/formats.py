@@ -181,6 +181,19 @@ class Format:
         rounded = rounding.clipped(wide, self.min, self.max, smallest_normal, self.mantissa_bits)
         return (_out_of_the_hole(self, wide, rounded) if self.legacy else rounded).to(x.dtype)
 
+    def round_scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """``scale round(x / scale)``, the same values as by `round`, in one pass through memory where that is possible.
+
+        Args:
+            x: any shape, floating point.
+            scale: one number, (1,), or a tensor that broadcasts against x (one scale per channel).
+        """
+        single = scale.numel() == 1 and x.dtype == scale.dtype == torch.float32
+        if self.legacy or self.mantissa_bits > 21 or not single:
+            return self.round(x / scale) * scale
+        grid = (self.min, self.max, self.smallest_normal, self.mantissa_bits)
+        return rounding.clipped(x.detach(), *grid, scale=scale.detach())
+
     def round_compiled(self, x: Tensor) -> Tensor:
         """The same values as `round`, of a float32 tensor, by one compiled loop (`rounding.clipped_compiled`).
 

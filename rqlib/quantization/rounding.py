@@ -13,29 +13,45 @@ import warnings
 import torch
 from torch import Tensor
 
-BLOCK = 2**18  # so many values are rounded at a time on a processor, so that they stay in its cache
+BLOCK = 2**17  # so many values are rounded at a time on a processor, so that they stay in its cache
 _FRACTION_BITS = {torch.float32: 23, torch.float64: 52}
 _EXPONENT_FIELD = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
 
 
-def clipped(x: Tensor, lowest: float, largest: float, smallest: float, mantissa_bits: int) -> Tensor:
+def clipped(
+    x: Tensor, lowest: float, largest: float, smallest: float, mantissa_bits: int, *, scale: Tensor | None = None
+) -> Tensor:
     """x clipped to ``lowest`` .. ``largest`` and rounded. So infinities become one of the two; NaN stays NaN.
 
     Args:
         x: any shape; float32 for grids of at most 21 mantissa bits, float64 for at most 50.
         lowest, largest: values of the grid.
+        scale: one number (1,) of the type of x; then the result is ``scale clipped(x / scale)``, computed in as many
+            roundings as this formula says.
     """
+    evenly_spaced = max(-lowest, largest) < 2 * smallest
+    shift = smallest * _shift(x.dtype, mantissa_bits)
+
+    def finish_(clipped: Tensor) -> Tensor:
+        if evenly_spaced:
+            clipped.add_(shift).sub_(shift)
+        else:
+            snap_(clipped, smallest, mantissa_bits)
+        return clipped if scale is None else clipped.mul_(scale)
+
     if x.device.type != "cpu" or x.numel() <= BLOCK or not _is_dense(x):
-        return _kernel(x, lowest, largest, smallest, _shift(x.dtype, mantissa_bits))
+        return finish_((x if scale is None else x / scale).clamp(lowest, largest))
     rounded = torch.empty_like(x)
     for source, target in zip(_flat(x).split(BLOCK), _flat(rounded).split(BLOCK), strict=True):
-        snap_(torch.clamp(source, lowest, largest, out=target), smallest, mantissa_bits)
+        if scale is not None:
+            source = torch.div(source, scale, out=target)
+        finish_(torch.clamp(source, lowest, largest, out=target))
     return rounded
 
 
 def snap_(x: Tensor, smallest: float, mantissa_bits: int) -> Tensor:
     """Round x in place, without clipping. Magnitudes of a float32 must be below 2^(126 - 23 + m)."""
-    shifts = power_of_two(x).clamp_(min=smallest).mul_(_shift(x.dtype, mantissa_bits))
+    shifts = power_of_two(x).clamp_min_(smallest).mul_(_shift(x.dtype, mantissa_bits))
     return x.add_(shifts).sub_(shifts)
 
 

@@ -82,3 +82,21 @@ def test_no_graph_is_kept_without_gradients():
     x = torch.randn(3, requires_grad=True)
     with torch.no_grad():
         assert not Quantized(INT(4), torch.tensor(0.1))(x).requires_grad
+
+
+@pytest.mark.parametrize("format", [INT(4), INT(4).unsigned, INT(6).with_zero_point(9), FLOAT(6, 3)], ids=str)
+def test_gradients_of_one_scale_are_those_of_as_many_equal_scales(format):
+    x = torch.cat([torch.zeros(4, 1), 3 * torch.randn(4, 500)], dim=1)
+    gradients = []
+    for scale in (torch.full((1,), 0.3), torch.full((4, 1), 0.3)):
+        leaf = x.clone().requires_grad_()
+        (Quantized(format, scale)(leaf) * x).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert 0 < (gradients[0] != 0).sum() < x.numel()
+
+
+def test_gradients_of_gradients_pass_through():
+    point, x = Quantized(INT(4), torch.tensor([0.1])), torch.tensor([0.1, 9.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(point(x * x).sum(), x, create_graph=True)
+    assert_close(torch.autograd.grad(slope.sum(), x)[0], torch.tensor([2.0, 0.0]))
