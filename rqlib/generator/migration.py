@@ -115,7 +115,7 @@ def migrate(rows: DataFrame, others: DataFrame | None = None, *, level: float = 
         raise ValueError(f"expected a loss on generated images, one of {', '.join(GENERATORS.values())} (`losses`)")
     others = DataFrame({"model": []}) if others is None else _like(rows, others[~others.model.isin(rows.model)])
     if others.model.nunique() >= FEWEST:
-        trial = prediction.leaderboard(others, level=level)
+        trial = prediction.leave_out(others, columns=rows.columns[rows.notna().any()])
         found = prediction.forecast(trial, others, rows, level=level)
         return found.table.assign(level=found.level)
     print(f"{others.model.nunique()} other networks, fewer than {FEWEST}: predicted: {label(first)}")

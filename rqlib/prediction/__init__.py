@@ -7,7 +7,7 @@ from rqlib.prediction.fits import coverage, fit, fit_each, scores
 from rqlib.prediction.forecasting import recommend, verdict
 from rqlib.prediction.new_network import familiarity, forecast, judged_by_network
 from rqlib.prediction.published import read_table, was_attacked
-from rqlib.prediction.ranking import leaderboard
+from rqlib.prediction.ranking import leaderboard, leave_out
 from rqlib.prediction.relative_accuracy import agreement, relative
 from rqlib.prediction.settings import measured_with, setting
 from rqlib.prediction.shipped import enough, reference
@@ -24,6 +24,7 @@ __all__ = [
     "forecast",
     "judged_by_network",
     "leaderboard",
+    "leave_out",
     "measured_with",
     "overview",
     "plain_features",

@@ -42,7 +42,7 @@ def forecast(
     that read it are used (`Trial.best`).
 
     Args:
-        trial: from `prediction.leaderboard` of ``losses``.
+        trial: from `prediction.leave_out` of ``losses``.
         losses: the measured networks, from `prediction.table`.
         new: the same table of another network; or the title of one in ``losses`` that plays the new network. All
             rows of its group are left out of the choice of predictors and of their fit; so are those of a network
@@ -64,9 +64,9 @@ def forecast(
     known = losses[~names.isin(left_out)]
     columns = new.columns[new.notna().any()]
     if len(left_out) > 1:
-        trial = ranking.leaderboard(known, [*trial.held_out], group=group, level=level)
+        trial = ranking.leave_out(known, [*trial.held_out], group=group)
     best = trial.best(columns, without=left_out[0] if len(left_out) == 1 else None)
-    if any(name.startswith(PSEUDO) for name in columns) and not any(_reads_pseudo(one) for one in best):
+    if any(name.startswith(PSEUDO) for name in columns) and not any(ranking.reads_loss(one) for one in best):
         print("losses on generated images are known of this network, but not of the measured ones: not used")
     fit, judged = forecasting.fit(known, best, group=group), trial.judged(columns)
     fitted = known.dropna(subset=[*fit.features, TARGET])[group].nunique()
@@ -96,10 +96,6 @@ def _measured_before(losses: DataFrame, new: DataFrame, group: str) -> list[str]
     elif found:
         print(f"{'; '.join(found)}: measured before; its rows are not used")
     return found
-
-
-def _reads_pseudo(one: Predictor) -> bool:
-    return any(name.startswith(PSEUDO) for name in one.features)
 
 
 def played(losses: DataFrame, name: str, group: str = "model") -> Series:

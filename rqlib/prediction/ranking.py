@@ -57,25 +57,44 @@ def candidates(frame: DataFrame) -> list[Predictor]:
     return [*BASELINES, *single, *several]
 
 
+def considered(chosen: Iterable[Predictor], columns: Iterable[str]) -> list[Predictor]:
+    """The predictors that may forecast a network of which these columns are known.
+
+    If losses on generated images are among the columns, only predictors that read one are: the similarity of weights
+    cannot see what it costs that signals exceed their ranges, and generated images can.
+
+    Raises:
+        ValueError: every predictor (the baselines do not count) reads a column that is not known.
+    """
+    rivals, known = [one for one in chosen if _is_rival(one)], set(columns)
+    readable = [one for one in rivals if known >= set(one.features)]
+    if not readable:
+        wanted = sorted({name for one in rivals for name in one.features})
+        raise ValueError(f"expected a network with some of the columns {', '.join(wanted)}, got none of them")
+    return [one for one in readable if reads_loss(one)] or readable
+
+
+def reads_loss(one: Predictor) -> bool:
+    """Whether a predictor reads the loss on generated images."""
+    return any(name.startswith(PSEUDO) for name in one.features)
+
+
 class Trial(NamedTuple):
-    """The result of `leaderboard`.
+    """The result of `leave_out`.
 
     Attributes:
-        board: one line per predictor, the best first.
+        frame: the rows that were predicted.
         held_out: each predictor's predictions of rows left out.
-        chosen: the predictions of the line that chooses; None with fewer than two predictors, or fewer than three
-            networks of which the features of all are known.
+        chosen: those of the mean of the best predictors, chosen without the group left out (`choose`); None with fewer
+            than two predictors, or fewer than three networks of which the features of all are known.
     """
 
-    board: DataFrame
+    frame: DataFrame
     held_out: dict[Predictor, HeldOut]
     chosen: HeldOut | None
 
     def best(self, columns: Iterable[str], *, without: str | None = None) -> tuple[Predictor, ...]:
-        """The `BEST` predictors, by their squared error on rows left out, for a new network with these columns.
-
-        If losses on generated images are among the columns, only predictors that read one are considered: the
-        similarity of weights cannot see what it costs that signals exceed their ranges, and generated images can.
+        """The `BEST` of the `considered` predictors, by their squared error on rows left out.
 
         Args:
             columns: the columns that are known of the new network.
@@ -83,7 +102,7 @@ class Trial(NamedTuple):
                 predicted without this one. One other group leaves nothing to choose by: then all predictors are taken.
 
         Raises:
-            ValueError: every predictor (the baselines do not count) reads a column that is not known.
+            ValueError: as `considered`.
         """
         rivals = self._rivals(columns)
         rows, first = _common(rivals), next(iter(rivals.values()))
@@ -104,13 +123,7 @@ class Trial(NamedTuple):
         return replace(found, frame=found.frame.assign(**pandas.concat(far).loc[found.frame.index]))
 
     def _rivals(self, columns: Iterable[str]) -> dict[Predictor, HeldOut]:
-        known = set(columns)
-        rivals = {one: trial for one, trial in self.held_out.items() if _is_rival(one) and known >= set(one.features)}
-        if not rivals:
-            wanted = sorted({name for one in self.held_out if _is_rival(one) for name in one.features})
-            raise ValueError(f"expected a network with some of the columns {', '.join(wanted)}, got none of them")
-        lost = {one: trial for one, trial in rivals.items() if any(name.startswith(PSEUDO) for name in one.features)}
-        return lost or rivals
+        return {one: self.held_out[one] for one in considered(self.held_out, columns)}
 
     def _distance(self, frame: DataFrame, own: pandas.Series, columns: list[str], name: str) -> DataFrame:
         """How far the rows of one group lie outside the others, in the features of the predictors chosen without it."""
@@ -120,13 +133,45 @@ class Trial(NamedTuple):
         return distance.measured(frame[own], distance.plain_seen(others) | seen)
 
 
-def leaderboard(
-    frame: DataFrame, chosen: Sequence[Predictor] | None = None, *, group: str = "model", level: float = 0.9
+def leave_out(
+    frame: DataFrame,
+    chosen: Sequence[Predictor] | None = None,
+    *,
+    group: str = "model",
+    columns: Iterable[str] | None = None,
 ) -> Trial:
-    """Judge every predictor in sample and on groups left out; the farthest above the format's name comes first.
+    """Predict every row by every predictor, fitted without the row's group. A `leaderboard` compares the predictors.
 
-    A predictor is tried on the rows that have its features; how many rows lack one is printed. Scores on different
-    rows cannot be compared, but each can be with that of the format's name on the same rows. Columns of the board:
+    A predictor is tried on the rows that have its features; how many rows lack one is printed.
+
+    Args:
+        frame: a table from `prediction.table`.
+        chosen: the predictors; all of `candidates` by default.
+        group: the column whose values are left out, one at a time. Errors are those of `fits.cross`.
+        columns: of a new network, where the trial serves its forecast alone; then the `considered` predictors are
+            tried, and no others.
+
+    Raises:
+        ValueError: as `fits.cross` and `considered`; columns are missing.
+    """
+    frame = features_.complete(frame, [TARGET, group])
+    chosen = _comparable(frame, [*(candidates(frame) if chosen is None else chosen)], group)
+    chosen = chosen if columns is None else considered(chosen, columns)
+    missing = features_.missing(frame, [name for one in chosen for name in one.features])
+    if missing:
+        print(f"of {len(frame)} rows some have no value and are left out where it is needed: {missing}")
+    tables = {one: frame.dropna(subset=list(one.features)) for one in chosen}
+    held_out = {one: fits.cross(tables[one], one.features, TARGET, group, one.family) for one in chosen}
+    rivals = {one: predicted for one, predicted in held_out.items() if _is_rival(one)}
+    several = len(rivals) > 1 and frame.loc[_common(rivals), group].nunique() > 2
+    return Trial(frame, held_out, choose(rivals) if several else None)
+
+
+def leaderboard(trial: Trial, *, level: float = 0.9) -> DataFrame:
+    """Every predictor, judged in sample and on groups left out; the farthest above the format's name comes first.
+
+    Scores on different rows cannot be compared, but each can be with that of the format's name on the same rows. One
+    line per predictor, and one of the mean of the best, with the columns
 
     - predictor, features, rows, groups;
     - above_name: held_out_r2 less that of "format name only" on the same rows;
@@ -137,32 +182,23 @@ def leaderboard(
     - kind_out_r2: R2 on kinds of format (INT, POT, FLOAT) left out.
 
     Args:
-        frame: a table from `prediction.table`.
-        chosen: the predictors; all of `candidates` by default.
-        group: the column whose values are left out, one at a time. Errors are those of `fits.cross`.
         level: share of the rows left out that their intervals shall hold.
-
-    Raises:
-        ValueError: as `fits.cross`; columns are missing.
     """
-    frame = features_.complete(frame, [TARGET, group])
-    chosen = _comparable(frame, [*(candidates(frame) if chosen is None else chosen)], group)
-    missing = features_.missing(frame, [name for one in chosen for name in one.features])
-    if missing:
-        print(f"of {len(frame)} rows some have no value and are left out where it is needed: {missing}")
-    tables = {one: frame.dropna(subset=list(one.features)) for one in chosen}
-    trials = {one: fits.cross(tables[one], one.features, TARGET, group, one.family) for one in chosen}
-    lines = [{"predictor": one.name} | _in_sample(tables[one], [one]) | _left_out(trials[one], level) for one in chosen]
-    rivals, nested = {one: trial for one, trial in trials.items() if _is_rival(one)}, None
-    if len(rivals) > 1 and frame.loc[_common(rivals), group].nunique() > 2:
-        nested = choose(rivals)
-        in_sample = _in_sample(frame.loc[nested.frame.index], _best(rivals, nested.frame.index))
-        lines.append({"predictor": CHOSEN} | in_sample | _left_out(nested, level))
-    tried = [*trials.values(), *([nested] if nested else [])]
+    lines = [
+        {"predictor": one.name} | _in_sample(predicted.frame, [one]) | _left_out(predicted, level)
+        for one, predicted in trial.held_out.items()
+    ]
+    tried = [*trial.held_out.values()]
+    if trial.chosen:
+        rows = trial.chosen.frame.index
+        rivals = {one: predicted for one, predicted in trial.held_out.items() if _is_rival(one)}
+        in_sample = _in_sample(trial.frame.loc[rows], _best(rivals, rows))
+        lines.append({"predictor": CHOSEN} | in_sample | _left_out(trial.chosen, level))
+        tried.append(trial.chosen)
     board = DataFrame(lines)
-    board.insert(4, "above_name", board.held_out_r2 - _name_only(frame, [one.frame.index for one in tried], group))
-    board = board.sort_values("above_name", ascending=False, kind="stable", ignore_index=True)
-    return Trial(board, trials, nested)
+    by_name = _name_only(trial.frame, [one.frame.index for one in tried], tried[0].group)
+    board.insert(4, "above_name", board.held_out_r2 - by_name)
+    return board.sort_values("above_name", ascending=False, kind="stable", ignore_index=True)
 
 
 def _name_only(frame: DataFrame, rows: list[pandas.Index], group: str) -> list[float]:

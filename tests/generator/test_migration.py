@@ -78,9 +78,9 @@ def known() -> pandas.DataFrame:
 
 
 def test_networks_measured_before_give_an_interval_and_never_see_the_new_one(monkeypatch):
-    seen, leaderboard = [], prediction.leaderboard
+    seen, leave_out = [], prediction.leave_out
     monkeypatch.setattr(
-        prediction, "leaderboard", lambda others, **more: seen.append(others) or leaderboard(others, **more)
+        prediction, "leave_out", lambda others, **more: seen.append(others) or leave_out(others, **more)
     )
     new = known()[lambda frame: frame.model == "net3"]
     found = migration.migrate(new, known())

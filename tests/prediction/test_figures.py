@@ -43,7 +43,7 @@ def test_zeros_are_drawn_at_the_left_end_of_a_log_axis():
 
 
 def test_board_bars_put_the_best_on_top_and_baselines_in_grey():
-    board = ranking.leaderboard(table(), [*ranking.BASELINES, ONE]).board
+    board = ranking.leaderboard(ranking.leave_out(table(), [*ranking.BASELINES, ONE]))
     figure = figures.board_bars(board)
     bars, baselines, in_sample, by_name = figure.data
     assert list(by_name.x) == pytest.approx([board.set_index("predictor").held_out_r2["format name only"]] * len(board))

@@ -45,7 +45,7 @@ def seeds() -> pandas.DataFrame:
 
 def test_two_networks_of_one_model_are_two_and_both_are_left_out():
     losses = seeds()
-    trial = ranking.leaderboard(losses, RIVALS)
+    trial = ranking.leave_out(losses, RIVALS)
     found = prediction.forecast(trial, losses, "net0, seed 1")
     assert found.table.format.is_unique
     own = losses[losses.title == "net0, seed 1"]
@@ -58,7 +58,7 @@ def test_two_networks_of_one_model_are_two_and_both_are_left_out():
 
 def test_a_familiar_network_is_said_to_be_so_and_of_another_every_strange_feature_is_named():
     losses = tried()[0].assign(depthwise_share=0.0, weight_count=1000.0)
-    trial = ranking.leaderboard(losses, RIVALS)
+    trial = ranking.leave_out(losses, RIVALS)
     new = losses[losses.model == "net3"].assign(model="new", title="new").drop(columns="accuracy_loss")
     inside = prediction.forecast(trial, losses, new)
     assert prediction.familiarity(inside) == "all 12 formats lie within what was measured"
@@ -77,13 +77,13 @@ def test_a_familiar_network_is_said_to_be_so_and_of_another_every_strange_featur
 def test_losses_on_generated_images_are_read_where_both_have_them(capsys):
     losses = tried()[0]
     lost = losses.assign(**{PSEUDO: losses.accuracy_loss.round(2)})
-    trial = ranking.leaderboard(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
+    trial = ranking.leave_out(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
     new = lost[lost.model == "net3"].assign(model="new", title="new")
     assert [one.name for one in prediction.forecast(trial, lost, new).predictors] == ["itself"]
     blind = prediction.forecast(trial, lost, new.drop(columns=PSEUDO))
     assert {one.name for one in blind.predictors} == {one.name for one in RIVALS}
     assert "not used" not in capsys.readouterr().out
-    unread = prediction.forecast(ranking.leaderboard(losses, RIVALS), losses, new)
+    unread = prediction.forecast(ranking.leave_out(losses, RIVALS), losses, new)
     assert unread.table.predicted.equals(blind.table.predicted)
     assert "known of this network, but not of the measured ones: not used" in capsys.readouterr().out
 
@@ -104,7 +104,7 @@ def test_of_two_trainings_of_one_model_only_its_own_rows_are_left_out(capsys):
     others = published.made_up(4)
     others = others[others.model != "net0"].assign(objective="natural")
     losses = prediction.table(pandas.concat([*trained, others], ignore_index=True))
-    trial = ranking.leaderboard(losses, RIVALS, group="network_name")
+    trial = ranking.leave_out(losses, RIVALS, group="network_name")
     new = prediction.table(trained[1].drop(columns=["run", "accuracy"]))
     found = prediction.forecast(trial, losses, new, group="network_name")
     assert found.table.format.is_unique
@@ -130,7 +130,7 @@ def test_a_network_of_the_same_name_on_other_images_is_another_network(capsys):
 
 def test_a_group_that_divides_networks_is_refused():
     losses, _ = tried()
-    trial = ranking.leaderboard(losses, RIVALS, group="kind")
+    trial = ranking.leave_out(losses, RIVALS, group="kind")
     with pytest.raises(ValueError, match="expected a column whose values hold whole networks, .* got 'kind', which"):
         prediction.forecast(trial, losses, "net3", group="kind")
 
@@ -139,7 +139,7 @@ def test_intervals_promise_what_the_networks_that_were_read_can(capsys):
     losses = tried()[0]
     few = losses.assign(**{PSEUDO: losses.accuracy_loss.where(losses.model.isin(["net0", "net1", "net2"]))})
     predictors = [*RIVALS, forecasting.Predictor((PSEUDO,), "isotonic", "itself")]
-    trial = ranking.leaderboard(few, predictors)
+    trial = ranking.leave_out(few, predictors)
     new = losses[losses.model == "net4"].assign(model="new", **{PSEUDO: losses.accuracy_loss})
     assert prediction.forecast(trial, few, new).level == pytest.approx(2 / 3), "one of three plays the new one"
     assert "2 networks: intervals can promise at most 67% and are made for that, not 90%" in capsys.readouterr().out
@@ -149,14 +149,14 @@ def test_a_measured_network_gets_losses_on_generated_images_later():
     """They are known of its own table only, so that no trial has left it out."""
     losses = tried()[0]
     lost = losses.assign(**{PSEUDO: losses.accuracy_loss.where(losses.model != "net3")})
-    trial = ranking.leaderboard(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
+    trial = ranking.leave_out(lost, [*RIVALS, forecasting.Predictor((PSEUDO,), "identity", "itself")])
     new = losses[losses.model == "net3"].assign(**{PSEUDO: losses.accuracy_loss})
     assert [one.name for one in prediction.forecast(trial, lost, new).predictors] == ["itself"]
 
 
 def test_measured_networks_are_judged_with_the_intervals_of_a_new_one():
     losses = tried()[0].assign(logit_error=1e-6)
-    trial = ranking.leaderboard(losses, RIVALS)
+    trial = ranking.leave_out(losses, RIVALS)
     found = prediction.forecast(trial, losses, "net3")
     judged = found.judged.table(found.level)
     own = judged[judged.model == "net3"].set_index("format")

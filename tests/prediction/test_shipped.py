@@ -47,7 +47,7 @@ def test_widened_intervals_hold_more_of_what_networks_left_out_lose():
     """Predicted from weights alone, a few good predictors standing for all."""
     table = losses().drop(columns=[name for name in losses() if name.startswith("pseudo_")])
     chosen = [one for one in ranking.candidates(table) if one.family == "isotonic" and one.features[0][-4:] == "ized"]
-    judged = ranking.leaderboard(table, chosen).judged(table)
+    judged = ranking.leave_out(table, chosen).judged(table)
     wide = judged.table()
     narrow = type(judged)(judged.frame.drop(columns="distance"), judged.target, judged.group, judged.cross).table()
     inside = wide.distance == 0
