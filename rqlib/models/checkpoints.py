@@ -7,7 +7,7 @@ It holds a network that `models.build` makes, or one that was changed afterwards
 import dataclasses
 import json
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from rqlib.core import files, limits, runtime
 from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import catalog, weights
 
-_KEYS = ("model", "spec", "width", "options", "classes", "parameters", "metadata", "state")
+HEADER = ("model", "spec", "width", "options", "classes", "parameters", "metadata")
+"""What every file says of its network; a checkpoint also holds its ``state``."""
 
 CHANGES: dict[str, Callable[[nn.Module, dict], nn.Module]] = {}
 """Name -> (network of `models.build`, settings) -> changed network; the chapter that changes networks enters it."""
@@ -94,7 +95,8 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
             f"expected a checkpoint at {path}, found no file; make it: run notebooks/01_train.ipynb"
         )
     content = files.load_tensors(path)
-    check_content(path, content, expected)
+    check_keys(path, content, (*HEADER, "state"))
+    check_name(path, content, expected)
     state, times = content["state"], limits.MOST_REBUILT if content.get("changes") else 1
     try:
         most = times * limits.bytes_of(state)
@@ -110,13 +112,13 @@ def record(path: str | Path) -> dict | None:
         FileNotFoundError, ValueError: as `weights.read`.
     """
     content = weights.read(path)
-    return None if any(key not in content for key in _KEYS) else _info(content)
+    return None if any(key not in content for key in (*HEADER, "state")) else _info(content)
 
 
 def rebuilt(
     path: str | Path, content: dict, read: Callable[[dict[str, Tensor]], dict[str, Tensor]], most: int
 ) -> tuple[nn.Module, dict]:
-    """The result of `load`, from what a file says of its network (`check_content`).
+    """The result of `load`, from what a file says of its network (`HEADER`).
 
     Args:
         path: only named in errors.
@@ -149,19 +151,23 @@ def changed(model: nn.Module, changes: dict[str, dict]) -> nn.Module:
 
 
 def _info(content: dict) -> dict:
-    found = {key: content[key] for key in _KEYS if key != "state"}
+    found = {key: content[key] for key in HEADER}
     return found | {"spec": ImageSpec(**content["spec"]), "changes": content.get("changes", {})}
 
 
-def check_content(path: Path, content: dict, expected: str | None) -> None:
-    """Raise a ValueError unless a file says all that a checkpoint does, of a network that may be made."""
-    missing = [key for key in _KEYS if key not in content]
+def check_keys(path: str | Path, content: dict, keys: Iterable[str]) -> None:
+    """Raise a ValueError unless a file says all of this."""
+    missing = [key for key in keys if key not in content]
     if missing:
         raise ValueError(
-            f"{path}: expected a checkpoint with {', '.join(_KEYS)}, found no {', '.join(missing)}; "
+            f"{path}: expected a checkpoint with {', '.join(keys)}, found no {', '.join(missing)}; "
             "a plain state dict is loaded by models.build(name, spec, weights=path), "
             f"in a notebook by network=NAME, weights={str(path)!r}"
         )
+
+
+def check_name(path: str | Path, content: dict, expected: str | None) -> None:
+    """Raise a ValueError unless a file names a network that may be made."""
     name = content["model"]
     if not isinstance(name, str):
         raise ValueError(f"{path}: expected the name of a network, got {name!r}")

@@ -65,7 +65,8 @@ def save(path: str | Path, model: nn.Module, name: str, spec: ImageSpec, **optio
 def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, dict]:
     """The network of a file and what else the file says of it; results and errors as `models.load`."""
     content, layout, how, stream = _opened(Path(path))
-    checkpoints.check_content(Path(path), content | {"state": how}, expected)
+    checkpoints.check_keys(path, content, checkpoints.HEADER)
+    checkpoints.check_name(path, content, expected)
     size = Path(path).stat().st_size
 
     def read(new: dict[str, Tensor]) -> dict[str, Tensor]:

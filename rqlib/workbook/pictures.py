@@ -9,6 +9,9 @@ import json
 import subprocess
 from pathlib import Path
 
+from rqlib.core import quick_jsonschema  # noqa: F401 - before nbformat imports it
+
+# isort: split
 import nbformat
 import pandas
 import plotly.graph_objects as go
