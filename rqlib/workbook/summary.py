@@ -102,6 +102,11 @@ def _say_fewer_seeds(replaced: pandas.DataFrame, path: Path) -> None:
         warnings.warn(f"{path}: {fewer.sum()} rows are replaced by rows over fewer seeds", stacklevel=4)
 
 
+def _say_written(table: pandas.DataFrame, path: str) -> None:
+    """How long the file is, and its last row."""
+    print(f"{path}: {len(table)} rows, the last one:\n{table.iloc[-1].to_string()}")
+
+
 def _as_text(source: Path | io.StringIO) -> pandas.DataFrame:
     """A CSV file with every value as it is written, so that none changes when it is written again."""
     return pandas.read_csv(source, dtype=str, keep_default_na=False)
@@ -118,11 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
     command = given.command or (f"make workbook PRESET={given.preset}" if given.preset else "")
     if given.table:
         notebook, path = given.table
-        print(write_table(notebook, Path(path), command, given.preset).to_string(index=False))
+        _say_written(write_table(notebook, Path(path), command, given.preset), path)
         return
     if given.part:
         notebook, name, path = given.part
-        print(write_part(notebook, name, Path(path), command, given.preset).to_string(index=False))
+        _say_written(write_part(notebook, name, Path(path), command, given.preset), path)
         return
     if given.preset:
         parser.error("--preset needs --table or --part")

@@ -1,5 +1,6 @@
 """Every finished run is listed; a reference table is written with its command."""
 
+import re
 import shutil
 
 import pandas
@@ -45,7 +46,9 @@ def test_a_table_beside_the_rows_is_written_with_where_it_comes_from(outputs, ca
     finish("05_robust", seed=2)
     path = outputs.parent / "reference" / "defenses.csv"
     summary.main(["--part", "05_robust", "study", str(path), "--command", "make it"])
-    assert "original" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{path}: {len(pandas.read_csv(path))} rows, the last one:" in said
+    assert re.search(r"^variant +RSE$", said, re.MULTILINE)
     table = pandas.read_csv(path)
     assert sorted(table.robust_accuracy) == [0.25, 0.5, 0.5, 1.25]
     assert set(table.test_images) == {20}
