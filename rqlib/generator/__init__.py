@@ -6,7 +6,7 @@ from rqlib.generator.feature_map import map_features
 from rqlib.generator.migration import calibrations, losses, measured_before, migrate, rows, score
 from rqlib.generator.mixtures import superposed
 from rqlib.generator.network import build, load, save
-from rqlib.generator.quality import assess
+from rqlib.generator.quality import assess, doubt
 from rqlib.generator.refining import refine, refined
 from rqlib.generator.sampling import boundary, sample
 from rqlib.generator.sizes import PAPER, SMALL
@@ -24,6 +24,7 @@ __all__ = [
     "boundary",
     "build",
     "calibrations",
+    "doubt",
     "fit",
     "load",
     "losses",

@@ -16,6 +16,9 @@ from rqlib.generator import batchnorm, last_layer
 NEIGHBORS = 1000
 """Number of images compared with each other, at most: the distance to the nearest depends on their number."""
 
+AS_ASKED = 0.9
+"""Share of images, at least, that the network classifies as asked after a training that has succeeded."""
+
 
 def assess(
     teacher: nn.Module, sets: Mapping[str, data.Split], spec: ImageSpec, real: data.Split | None = None
@@ -23,6 +26,20 @@ def assess(
     """The figures of `report` for several sets of images: one row per set, its name in the column generator."""
     figures = {name: report(teacher, made, spec, real) for name, made in sets.items()}
     return pandas.DataFrame(figures).T.rename_axis("generator").reset_index()
+
+
+def doubt(class_accuracy: float) -> str:
+    """A sentence if a generator has not learned to make images that are classified as asked; else an empty text.
+
+    Args:
+        class_accuracy: of its images (`report`), before it was adjusted.
+    """
+    if class_accuracy >= AS_ASKED:
+        return ""
+    return (
+        f"The generator has not learned enough: the network classifies {class_accuracy:.0%} of its images as asked, "
+        f"expected {AS_ASKED:.0%}. Train it for more epochs; until then its images tell little. "
+    )
 
 
 def report(teacher: nn.Module, pseudo: data.Split, spec: ImageSpec, real: data.Split | None = None) -> dict:

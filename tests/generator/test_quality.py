@@ -49,6 +49,11 @@ def test_good_images_are_told_from_noise():
     assert good.frechet_distance < noise.frechet_distance
 
 
+def test_a_generator_that_has_not_learned_is_doubted():
+    assert quality.doubt(0.9) == ""
+    assert "classifies 28% of its images as asked, expected 90%. Train it for more epochs" in quality.doubt(0.282)
+
+
 def test_a_network_without_batchnorm_has_no_distance():
     spec = ImageSpec(1, 28, 28, mean=(0.5,), std=(0.5,))
     network = models.build("CNN_small", spec, width=0.2).eval()
