@@ -31,6 +31,8 @@ def assess(
 def doubt(class_accuracy: float) -> str:
     """A sentence if a generator has not learned to make images that are classified as asked; else an empty text.
 
+    It ends with a space, so that it can stand before another sentence.
+
     Args:
         class_accuracy: of its images (`report`), before it was adjusted.
     """

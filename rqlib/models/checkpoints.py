@@ -19,7 +19,8 @@ from rqlib.core.vocabulary import ImageSpec
 from rqlib.models import catalog, weights
 
 HEADER = ("model", "spec", "width", "options", "classes", "parameters", "metadata")
-"""What every file says of its network; a checkpoint also holds its ``state``."""
+"""What every file says of its network."""
+_KEYS = (*HEADER, "state")  # of a checkpoint
 
 CHANGES: dict[str, Callable[[nn.Module, dict], nn.Module]] = {}
 """Name -> (network of `models.build`, settings) -> changed network; the chapter that changes networks enters it."""
@@ -95,7 +96,7 @@ def load(path: str | Path, *, expected: str | None = None) -> tuple[nn.Module, d
             f"expected a checkpoint at {path}, found no file; make it: run notebooks/01_train.ipynb"
         )
     content = files.load_tensors(path)
-    check_keys(path, content, (*HEADER, "state"))
+    check_keys(path, content, _KEYS)
     check_name(path, content, expected)
     state, times = content["state"], limits.MOST_REBUILT if content.get("changes") else 1
     try:
@@ -112,7 +113,7 @@ def record(path: str | Path) -> dict | None:
         FileNotFoundError, ValueError: as `weights.read`.
     """
     content = weights.read(path)
-    return None if any(key not in content for key in (*HEADER, "state")) else _info(content)
+    return None if any(key not in content for key in _KEYS) else _info(content)
 
 
 def rebuilt(

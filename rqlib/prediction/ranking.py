@@ -162,7 +162,7 @@ def leave_out(
         print(f"of {len(frame)} rows some have no value and are left out where it is needed: {missing}")
     tables = {one: frame.dropna(subset=list(one.features)) for one in chosen}
     held_out = {one: fits.cross(tables[one], one.features, TARGET, group, one.family) for one in chosen}
-    rivals = {one: predicted for one, predicted in held_out.items() if _is_rival(one)}
+    rivals = _without_baselines(held_out)
     several = len(rivals) > 1 and frame.loc[_common(rivals), group].nunique() > 2
     return Trial(frame, held_out, choose(rivals) if several else None)
 
@@ -191,8 +191,8 @@ def leaderboard(trial: Trial, *, level: float = 0.9) -> DataFrame:
     tried = [*trial.held_out.values()]
     if trial.chosen:
         rows = trial.chosen.frame.index
-        rivals = {one: predicted for one, predicted in trial.held_out.items() if _is_rival(one)}
-        in_sample = _in_sample(trial.frame.loc[rows], _best(rivals, rows))
+        best = _best(_without_baselines(trial.held_out), rows)
+        in_sample = _in_sample(trial.frame.loc[rows], best)
         lines.append({"predictor": CHOSEN} | in_sample | _left_out(trial.chosen, level))
         tried.append(trial.chosen)
     board = DataFrame(lines)
@@ -221,6 +221,10 @@ def _comparable(frame: DataFrame, chosen: list[Predictor], group: str) -> list[P
     if equal:
         print(f"the same in all rows, so no predictors: {', '.join(equal)}")
     return [one for one in chosen if not set(one.features) & {*rare, *equal}]
+
+
+def _without_baselines(held_out: dict[Predictor, HeldOut]) -> dict[Predictor, HeldOut]:
+    return {one: predicted for one, predicted in held_out.items() if _is_rival(one)}
 
 
 def _is_rival(one: Predictor) -> bool:

@@ -66,7 +66,8 @@ class _FakeQuantize(torch.autograd.Function):
 def _inside(gradient: Tensor, x: Tensor, scale: Tensor, format: Format) -> Tensor:
     """The gradient where x is inside the range of the format times the scale, and 0 elsewhere.
 
-    The range is one millionth wider, because a rounded scale may put the largest x just outside.
+    On each side the range is wider by a millionth of the largest value, because a rounded scale may put the largest x
+    just outside.
     """
     margin = 1e-6 * format.max
     if x.device.type == "cpu" and scale.numel() == 1:

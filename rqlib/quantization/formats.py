@@ -182,7 +182,7 @@ class Format:
         return (_out_of_the_hole(self, wide, rounded) if self.legacy else rounded).to(x.dtype)
 
     def round_scaled(self, x: Tensor, scale: Tensor) -> Tensor:
-        """``scale round(x / scale)``, the same values as by `round`, in one pass through memory where that is possible.
+        """``scale round(x / scale)`` with the values of `round`; in less time for float32 and one scale.
 
         Args:
             x: any shape, floating point.

@@ -26,18 +26,18 @@ def clipped(
     Args:
         x: any shape; float32 for grids of at most 21 mantissa bits, float64 for at most 50.
         lowest, largest: values of the grid.
-        scale: one number (1,) of the type of x; then the result is ``scale clipped(x / scale)``, computed in as many
-            roundings as this formula says.
+        scale: one number, (1,), of the type of x. With it the result is ``scale clipped(x / scale)``, to the last bit.
     """
     evenly_spaced = max(-lowest, largest) < 2 * smallest
     shift = smallest * _shift(x.dtype, mantissa_bits)
 
-    def finish_(clipped: Tensor) -> Tensor:
+    def finish_(values: Tensor) -> Tensor:
+        """Round values that are clipped already, in place, and multiply them by the scale."""
         if evenly_spaced:
-            clipped.add_(shift).sub_(shift)
+            values.add_(shift).sub_(shift)
         else:
-            snap_(clipped, smallest, mantissa_bits)
-        return clipped if scale is None else clipped.mul_(scale)
+            snap_(values, smallest, mantissa_bits)
+        return values if scale is None else values.mul_(scale)
 
     if x.device.type != "cpu" or x.numel() <= BLOCK or not _is_dense(x):
         return finish_((x if scale is None else x / scale).clamp(lowest, largest))

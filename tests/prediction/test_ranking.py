@@ -122,11 +122,8 @@ def test_predictors_with_different_rows_are_compared_on_those_they_share(capsys)
     table, _ = trial()
     holes = table.assign(js_macs=table.js_macs.where(table.format != "INT_3"))
     found = ranking.leave_out(holes, RIVALS)
-    assert ranking.leaderboard(found).set_index("predictor").rows[["macs", "macs_normalized", CHOSEN]].tolist() == [
-        55,
-        60,
-        55,
-    ]
+    rows = ranking.leaderboard(found).set_index("predictor").rows
+    assert rows[["macs", "macs_normalized", CHOSEN]].tolist() == [55, 60, 55]
     assert "of 60 rows some have no value and are left out where it is needed: js_macs 5" in capsys.readouterr().out
     assert not (found.chosen.frame.format == "INT_3").any()
 
