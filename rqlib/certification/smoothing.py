@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import scipy
 import torch
 from pandas import DataFrame
-from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from rqlib import data
@@ -34,12 +34,12 @@ _NOISY_IMAGES = {"cpu": 512, "cuda": 4096}  # in one forward pass; a CPU is fast
 
 def probability(hits: int, draws: int, *, alpha: float) -> float:
     """Clopper and Pearson's lower bound of a probability, which is wrong with a probability of at most ``alpha``."""
-    return float(binomtest(hits, draws, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
+    return float(scipy.stats.binomtest(hits, draws, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
 def l2_radius(probability: float, sigma: float) -> float:
     """``sigma Phi^-1(probability)`` in pixels; 0 if the probability is at most 1/2."""
-    return max(0.0, sigma * float(norm.ppf(probability)))
+    return max(0.0, sigma * float(scipy.stats.norm.ppf(probability)))
 
 
 ALPHA = 0.001
@@ -73,7 +73,7 @@ def check_draws(stages: Sequence[int], radius: float | None, sigma: float, alpha
     alpha = alpha / len(stages)
     best = l2_radius(alpha ** (1 / stages[-1]), sigma)
     if radius is not None and not 0 <= radius <= best:
-        needed = math.ceil(math.log(alpha) / math.log(norm.cdf(radius / sigma))) if radius > 0 else 1
+        needed = math.ceil(math.log(alpha) / math.log(scipy.stats.norm.cdf(radius / sigma))) if radius > 0 else 1
         raise ValueError(
             f"{stages[-1]:,} draws at sigma {sigma:g} can certify an L2 radius of at most {best:.4f}, and "
             f"{radius:g} is asked for: take at least {needed:,} draws, or a larger sigma"
@@ -195,13 +195,13 @@ class Smoothed:
         if row["predicted"] != ABSTAINED and row["radius_l2"] >= radius:
             return True
         misses = row["draws"] - row["hits"]
-        return 1 - probability(misses, row["draws"], alpha=alpha) < norm.cdf(radius / self.sigma)
+        return 1 - probability(misses, row["draws"], alpha=alpha) < scipy.stats.norm.cdf(radius / self.sigma)
 
     def _predicted(self, x: Tensor, draws: int, rng: torch.Generator) -> list[dict]:
         first, second = self._counts(x, draws, rng).topk(2, dim=1)
         rows = []
         for (one, two), (guess, _) in zip(first.tolist(), second.tolist(), strict=True):
-            p_value = float(binomtest(one, one + two, 0.5).pvalue)
+            p_value = float(scipy.stats.binomtest(one, one + two, 0.5).pvalue)
             answer = guess if p_value <= self.alpha else ABSTAINED
             rows.append({"predicted": answer, "p_value": p_value, "draws": draws})
         return rows

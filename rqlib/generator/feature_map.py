@@ -7,8 +7,6 @@ import numpy
 import pandas
 import torch
 from pandas import DataFrame
-from sklearn.decomposition import PCA
-from sklearn.metrics import silhouette_score
 from torch import Tensor, nn
 
 from rqlib import data
@@ -56,6 +54,8 @@ def project(reference: Tensor, sets: dict[str, tuple[Tensor, Tensor]]) -> DataFr
     Raises:
         ValueError: a set has another number of features than the reference.
     """
+    from sklearn.decomposition import PCA
+
     axes, mapped = PCA(2, random_state=0).fit(reference.numpy()), []
     for name, (features, labels) in sets.items():
         expected, got = reference.shape[1], features.shape[1]
@@ -92,6 +92,8 @@ def _cells(values: pandas.Series) -> pandas.Series:
 
 
 def _separation(features: Tensor, labels: Tensor) -> dict[str, float]:
+    from sklearn.metrics import silhouette_score
+
     groups = [features[labels == label] for label in labels.unique()]
     if not 2 <= len(groups) < len(labels):
         return {"silhouette": numpy.nan, "center_distance": numpy.nan}

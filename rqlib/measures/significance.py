@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy
 import pandas
+import scipy
 from pandas import DataFrame
-from scipy import stats
 
 from rqlib.core.vocabulary import did_you_mean
 
@@ -103,8 +103,8 @@ def _test(differences: numpy.ndarray, alternative: str) -> dict:
         return row | {"note": "one seed: no test" if count else "no seed in common: no test"}
     if (differences == differences[0]).all():
         return row | {"note": "the differences of all seeds are equal: no spread to test against"}
-    test = stats.ttest_1samp(differences, 0.0, alternative=alternative)
-    interval = stats.ttest_1samp(differences, 0.0).confidence_interval(CONFIDENCE)
+    test = scipy.stats.ttest_1samp(differences, 0.0, alternative=alternative)
+    interval = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(CONFIDENCE)
     row |= {"low": interval.low, "high": interval.high, "t": test.statistic, "p": test.pvalue}
     return row | {"wilcoxon_p": _signed_ranks(differences, alternative), "note": ""}
 
@@ -112,7 +112,7 @@ def _test(differences: numpy.ndarray, alternative: str) -> dict:
 def _signed_ranks(differences: numpy.ndarray, alternative: str) -> float:
     """Wilcoxon's exact p, over all signs of the differences; scipy needs 0.1 s for it where differences are tied."""
     differences = differences[differences != 0]
-    ranks = (2 * stats.rankdata(abs(differences))).astype(int)  # doubled, because tied ranks are halves
+    ranks = (2 * scipy.stats.rankdata(abs(differences))).astype(int)  # doubled, because tied ranks are halves
     ways = numpy.ones(1)  # to reach each sum of positive ranks
     for rank in ranks:
         ways = numpy.pad(ways, (0, rank)) + numpy.pad(ways, (rank, 0))
@@ -152,7 +152,9 @@ def _check(rows: DataFrame, baseline: str, keys: list[str], metric: str) -> None
 
 def student(values, *, level: float = 0.95) -> float:
     """Half the width of Student's interval of the mean of n values, t s / sqrt(n); NaN for a single one."""
-    return stats.t.ppf(0.5 + level / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return math.nan
+    return scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1) * scipy.stats.sem(values)
 
 
 def wilson(share, count, *, level: float = 0.95):
@@ -160,7 +162,7 @@ def wilson(share, count, *, level: float = 0.95):
 
     (share + z^2 / 2n -+ z sqrt(share (1 - share) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
-    z = stats.norm.ppf(0.5 + level / 2)
+    z = scipy.special.ndtri(0.5 + level / 2)  # the quantile of the normal distribution
     middle = share + z**2 / (2 * count)
     half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
     return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)

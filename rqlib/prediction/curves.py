@@ -10,26 +10,39 @@ solve a nonnegative least-squares problem, which has one solution. The position 
 found by quasi-Newton steps from two fixed starts. Nothing is random.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy
+import scipy
 from numpy import ndarray
-from scipy.interpolate import BPoly, PPoly
-from scipy.optimize import minimize, nnls
-from scipy.special import expit, softmax
-from scipy.stats import binom
-from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.isotonic import IsotonicRegression
 from threadpoolctl import ThreadpoolController
 
 TINY = 1e-300
 LOG_ZERO = math.log(TINY)
-ONE_THREAD = ThreadpoolController().wrap(limits=1)
-"""Decorator that lets a function use one thread: with so few rows more threads only wait for each other."""
 SUM_WEIGHT = 1e3
 """Weight of the row that keeps the sum of the coefficients at 1."""
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries that compute in threads, after all that a curve needs are loaded."""
+    import sklearn.ensemble  # noqa: F401 - with scipy, which loads a part when it is first named
+
+    return ThreadpoolController()
+
+
+def one_thread(function: Callable) -> Callable:
+    """Let a function use one thread: with so few rows more threads only wait for each other."""
+
+    @functools.wraps(function)
+    def alone(*arguments):
+        with _libraries().limit(limits=1):
+            return function(*arguments)
+
+    return alone
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,8 @@ def isotonic(x: ndarray, y: ndarray) -> Curve:
     No nondecreasing curve in one feature has a higher R2. The function is linear between levels and flat outside the
     range seen (pool adjacent violators, scikit-learn).
     """
+    from sklearn.isotonic import IsotonicRegression
+
     model = IsotonicRegression(out_of_bounds="clip").fit(_only(x), y)
     levels = len(numpy.unique(model.y_thresholds_))
     return Curve(lambda x: model.predict(_only(x)), {"levels": levels}, f"loss = nondecreasing, {levels} levels")
@@ -95,7 +110,7 @@ def rational(x: ndarray, y: ndarray, *, degree: int) -> Curve:
 
     def basis(log_u: ndarray, log_b: ndarray) -> ndarray:
         powers = numpy.cumsum(log_u[:, None] - log_b, axis=1)
-        weights = softmax(numpy.column_stack([numpy.zeros(len(log_u)), powers]), axis=1)
+        weights = scipy.special.softmax(numpy.column_stack([numpy.zeros(len(log_u)), powers]), axis=1)
         return numpy.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
 
     def slopes(log_b: ndarray, columns: ndarray, levels: ndarray) -> ndarray:
@@ -127,7 +142,8 @@ def logistic(x: ndarray, y: ndarray) -> Curve:
     log_u = _log_shifted(x, shift)
 
     def basis(log_u: ndarray, theta: ndarray) -> ndarray:
-        return numpy.column_stack([numpy.ones(len(log_u)), expit(numpy.exp(theta[1]) * (log_u - theta[0]))])
+        rise = scipy.special.expit(numpy.exp(theta[1]) * (log_u - theta[0]))
+        return numpy.column_stack([numpy.ones(len(log_u)), rise])
 
     def slopes(theta: ndarray, columns: ndarray, levels: ndarray) -> ndarray:
         steep, step = numpy.exp(theta[1]), columns[:, 1]
@@ -156,11 +172,11 @@ def polynomial(x: ndarray, y: ndarray, *, degree: int = 4) -> Curve:
 
     def basis(x: ndarray) -> ndarray:
         t = numpy.clip((_only(x) - low) / max(high - low, TINY), 0, 1)
-        return binom.sf(numpy.arange(-1, degree)[None, :], degree, t[:, None])
+        return scipy.stats.binom.sf(numpy.arange(-1, degree)[None, :], degree, t[:, None])
 
     levels = _levels(basis(x), y)
     r = numpy.cumsum(levels)
-    power = PPoly.from_bernstein_basis(BPoly(r[:, None], [0, 1])).c[::-1, 0]
+    power = scipy.interpolate.PPoly.from_bernstein_basis(scipy.interpolate.BPoly(r[:, None], [0, 1])).c[::-1, 0]
     text = f"loss = {_polynomial(power, 't')}, t = (x - {low:.4g}) / {high - low:.4g} within [0, 1]"
     numbers = {f"r{k}": float(v) for k, v in enumerate(r)} | {"low": low, "high": high}
     return Curve(lambda x: basis(x) @ levels, numbers, text)
@@ -168,11 +184,13 @@ def polynomial(x: ndarray, y: ndarray, *, degree: int = 4) -> Curve:
 
 def boosting(x: ndarray, y: ndarray) -> Curve:
     """Gradient-boosted trees that are nondecreasing in every feature (scikit-learn, ``monotonic_cst``)."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     trees = HistGradientBoostingRegressor(
         max_iter=50, max_leaf_nodes=8, min_samples_leaf=10, monotonic_cst=[1] * x.shape[1], early_stopping=False
     )
-    ONE_THREAD(trees.fit)(x, y)
-    predict = ONE_THREAD(trees.predict)
+    one_thread(trees.fit)(x, y)
+    predict = one_thread(trees.predict)
     return Curve(predict, {"trees": trees.n_iter_}, f"loss = sum of {trees.n_iter_} nondecreasing trees")
 
 
@@ -206,7 +224,7 @@ def _landmarks(log_u: ndarray, y: ndarray) -> tuple[float, float, float]:
     return float(log_u[0]), float(numpy.interp((rise[0] + rise[-1]) / 2, rise, log_u)), float(log_u[-1])
 
 
-@ONE_THREAD
+@one_thread
 def _search(basis: Callable, slopes: Callable, y: ndarray, starts: list[ndarray], bounds: list) -> ndarray:
     """The position of the basis (position -> columns) with the least squared error (variable projection)."""
     # The best coefficients c are solved for at every position. The error's derivative by the position is then that at
@@ -219,7 +237,7 @@ def _search(basis: Callable, slopes: Callable, y: ndarray, starts: list[ndarray]
         left = columns @ levels - y
         return float(left @ left) / scale, 2 / scale * (left @ slopes(position, columns, levels))
 
-    found = [minimize(error, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
+    found = [scipy.optimize.minimize(error, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
     return min(found, key=lambda one: one.fun).x
 
 
@@ -228,7 +246,7 @@ def _levels(basis: ndarray, y: ndarray) -> ndarray:
     lowest, span = y.min(), max(float(numpy.ptp(y)), TINY)
     rows = numpy.column_stack([basis, numpy.zeros(len(y))])  # the last column takes what is left of the sum
     rows = numpy.vstack([rows, numpy.full(rows.shape[1], SUM_WEIGHT)])
-    share = nnls(rows, numpy.append((y - lowest) / span, SUM_WEIGHT))[0]
+    share = scipy.optimize.nnls(rows, numpy.append((y - lowest) / span, SUM_WEIGHT))[0]
     levels = span * share[:-1] / share.sum()
     levels[0] += lowest
     return levels

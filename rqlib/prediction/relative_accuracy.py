@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy
 import pandas
-import scipy.stats
+import scipy
 from pandas import DataFrame, Series
 
 from rqlib.prediction import fits, published

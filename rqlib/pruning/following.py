@@ -8,8 +8,8 @@ addition, are tied. Everything else makes its channels stay.
 from collections.abc import Sequence
 from functools import partial
 
+import scipy
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, fx, nn
 
 from rqlib.core import layers, parametrizations, runtime
@@ -50,7 +50,7 @@ class _Follower(fx.Interpreter):
     def __init__(self, model: nn.Module):
         super().__init__(fx.GraphModule(model, layers.trace(model)))
         self.owners = _owners(model)
-        self.ties = DisjointSet([STAYS])  # of all numbers
+        self.ties = scipy.cluster.hierarchy.DisjointSet([STAYS])  # of all numbers
         self.stuck: list[tuple[Tensor, str]] = []  # numbers whose channels must stay, and why
         self.signals: dict[fx.Node, Signal] = {}
         self.varying: set[fx.Node] = set()  # what depends on the image

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 STAYS = 0
@@ -33,7 +33,7 @@ class Channels:
 
     def pools(self) -> list[Tensor]:
         """Groups of numbers (int64) that may be removed and compete with each other: those of the same filters."""
-        joined, written = DisjointSet(range(len(self.fixed))), torch.zeros_like(self.fixed)
+        joined, written = scipy.cluster.hierarchy.DisjointSet(range(len(self.fixed))), torch.zeros_like(self.fixed)
         for name in self.reads:
             numbers = self.writes[name]
             numbers = numbers[~self.fixed[numbers]]
@@ -53,7 +53,7 @@ class Channels:
         return f"{counts.total():,} of {len(written):,} channels stay: {listed}"
 
 
-def groups(ties: DisjointSet) -> Tensor:
+def groups(ties: "scipy.cluster.hierarchy.DisjointSet") -> Tensor:
     """For each of the elements 0, 1, ... its set, int64 (N,); sets are counted in order of their smallest element."""
     found = [0] * len(ties)
     for group, members in enumerate(sorted(ties.subsets(), key=min)):

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
-from scipy import stats
+import scipy
 from torch import Tensor, nn
 
 from rqlib import measures
@@ -43,7 +43,7 @@ class Score:
     def above_chance(self) -> bool:
         """Whether guessing would be as accurate in less than 1% of all cases (one-sided binomial test)."""
         hits = round(self.accuracy * self.images)
-        return stats.binomtest(hits, self.images, self.chance, alternative="greater").pvalue < SIGNIFICANCE
+        return scipy.special.bdtrc(hits - 1, self.images, self.chance) < SIGNIFICANCE
 
     def __str__(self) -> str:
         on = f"{self.images} {self.split} image{'s' if self.images > 1 else ''}"
