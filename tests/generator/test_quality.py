@@ -50,8 +50,14 @@ def test_good_images_are_told_from_noise():
 
 
 def test_a_generator_that_has_not_learned_is_doubted():
-    assert quality.doubt(0.9) == ""
-    assert "classifies 28% of its images as asked, expected 90%. Train it for more epochs" in quality.doubt(0.282)
+    assert quality.doubt(0.96, 10) == ""
+    assert "classifies 28% of its images as asked, expected 95.0%. Train it for more" in quality.doubt(0.282, 10)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_a_generator_that_misses_one_class_is_doubted(num_classes):
+    assert quality.doubt(1 - 1 / num_classes, num_classes)
+    assert not quality.doubt(1.0, num_classes)
 
 
 def test_a_network_without_batchnorm_has_no_distance():
