@@ -1,13 +1,12 @@
 """What several families of networks share: normalization, scaled channels, blocks of convolutions, classifiers."""
 
 import math
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from rqlib.core import layers
+from rqlib.core import layers, runtime
 from rqlib.core.vocabulary import ImageSpec
 
 
@@ -129,7 +128,7 @@ def pooled_classifier(channels: int, spec: ImageSpec) -> nn.Sequential:
 
 
 def flat_features(features: nn.Module, spec: ImageSpec) -> int:
-    """The number of features of one image of ``spec``; only shapes are computed.
+    """The number of features of one image of ``spec``.
 
     Raises:
         ValueError: the image is too small for the strides and pools; the message says the smallest side that fits.
@@ -143,9 +142,13 @@ def flat_features(features: nn.Module, spec: ImageSpec) -> int:
 
 @torch.no_grad()
 def _dry_run(features: nn.Module, *shape: int) -> int:
-    """The number of features of an image of this shape, on the meta device, where nothing is computed."""
-    tensors = {name: t.to("meta") for name, t in chain(features.named_parameters(), features.named_buffers())}
-    return functional_call(features, tensors, torch.empty(2, *shape, device="meta")).flatten(1).shape[1]
+    """The number of features of an image of this shape.
+
+    On the meta device nothing is computed, but torch first loads its compiler there, which takes a second.
+    """
+    device = next(features.parameters()).device
+    with runtime.evaluating(features):
+        return features(torch.zeros(1, *shape, device=device)).flatten(1).shape[1]
 
 
 def _passes(features: nn.Module, channels: int, side: int) -> bool:

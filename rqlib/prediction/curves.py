@@ -29,7 +29,7 @@ SUM_WEIGHT = 1e3
 @functools.cache
 def _libraries() -> ThreadpoolController:
     """The libraries that compute in threads, after all that a curve needs are loaded."""
-    import sklearn.ensemble  # noqa: F401 - with scipy, which loads a part when it is first named
+    import sklearn.ensemble  # noqa: F401 - which loads those of scipy, too
 
     return ThreadpoolController()
 
