@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV), some minutes; pip writes to $(VENV)/install.log"
 	@$(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --upgrade pip && \
-	$(BIN)/python -m pip install -c constraints.txt -e '.[workflow,figures,onnx,test]'; } > $(VENV)/install.log 2>&1 || \
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[workflow,figures,onnx,test]'; } > $(VENV)/install.log 2>&1 || \
 	{ tail -20 $(VENV)/install.log; exit 1; }
 	@touch $(READY)
 

@@ -18,7 +18,7 @@ QAR = {
 RUNS = {"tiny-original": {"trainings": 2}, "tiny-all": QAR, "tiny-noise": {"noise_std": 0.1}}
 SMALLER = {
     "02_quantize": {"formats": ["INT_4", "INT_8"]},
-    "05_robust": {"test_images": 20, "check_images": 10, "quantized_images": 10, "epsilons_255": [0, 8]},
+    "05_robust": {"test_images": 12, "check_images": 4, "quantized_images": 10, "epsilons_255": [0, 8]},
     "06_prune": {"methods": ["lwm", "scratch"], "hidden_objectives": [], "ablation_images": []},
 }
 
