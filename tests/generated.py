@@ -14,11 +14,11 @@ from rqlib.training import objectives, recipes
 
 
 @functools.cache
-def teacher(name: str = "SmallCNN") -> nn.Module:
+def teacher(name: str = "SmallCNN", width: float = 1.0) -> nn.Module:
     """A network after a few seconds of training, in eval mode. Every call returns the same object: do not change it."""
     digits = data.load("digits")
     runtime.seed_everything(0)
-    network = models.build(name, digits.spec)
+    network = models.build(name, digits.spec, width=width)
     recipe = recipes.Recipe(4, batch_size=64, lr=0.05, nesterov=True, schedule="triangle", augment=False)
     training.fit(network, digits, objectives.natural, recipe)
     return network.eval()
