@@ -7,7 +7,6 @@ import pandas
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils import benchmark
 
 from rqlib.core import layers, runtime
 from rqlib.core.entry import classifier
@@ -101,6 +100,8 @@ def code_bits(distinct: int) -> int:
 
 def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
     """Median seconds of one forward pass of x (B, C, H, W) in eval mode, measured for at least ``least_seconds``."""
+    from torch.utils import benchmark  # brings setuptools with it
+
     model = classifier(model)
     with runtime.evaluating(model), torch.no_grad():
         timer = benchmark.Timer("model(x)", globals={"model": model, "x": x}, num_threads=torch.get_num_threads())
