@@ -28,11 +28,12 @@ def assess(
 def doubt(class_accuracy: float, num_classes: int) -> str:
     """A sentence if a generator has not learned to make images that are classified as asked; else an empty text.
 
-    A generator that misses one of K classes reaches 1 - 1/K, so more than 1 - 1/(2 K) is expected. The sentence ends
+    A generator that misses one of K classes reaches 1 - 1/K, so at least 1 - 1/(2 K) is expected. The sentence ends
     with a space, so that it can stand before another one.
 
     Args:
         class_accuracy: of its images (`report`), before it was adjusted.
+        num_classes: K, of the network.
     """
     expected = 1 - 0.5 / num_classes
     if class_accuracy >= expected:

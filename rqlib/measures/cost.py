@@ -100,7 +100,7 @@ def code_bits(distinct: int) -> int:
 
 def latency(model: nn.Module, x: Tensor, *, least_seconds: float = 0.5) -> float:
     """Median seconds of one forward pass of x (B, C, H, W) in eval mode, measured for at least ``least_seconds``."""
-    from torch.utils import benchmark  # brings setuptools with it
+    from torch.utils import benchmark  # here, because it loads setuptools, which takes long
 
     model = classifier(model)
     with runtime.evaluating(model), torch.no_grad():

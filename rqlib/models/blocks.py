@@ -142,9 +142,9 @@ def flat_features(features: nn.Module, spec: ImageSpec) -> int:
 
 @torch.no_grad()
 def _dry_run(features: nn.Module, *shape: int) -> int:
-    """The number of features of an image of this shape.
+    """The number of features of one image of this shape, found by a pass on zeros.
 
-    On the meta device nothing is computed, but torch first loads its compiler there, which takes a second.
+    The meta device would compute shapes alone, but there torch first loads its compiler, which takes longer.
     """
     device = next(features.parameters()).device
     with runtime.evaluating(features):

@@ -28,8 +28,8 @@ SUM_WEIGHT = 1e3
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
-    """The libraries that compute in threads, after all that a curve needs are loaded."""
-    import sklearn.ensemble  # noqa: F401 - which loads those of scipy, too
+    """The libraries that compute in threads. It first loads all that a curve needs, so that none is missed."""
+    import sklearn.ensemble  # noqa: F401 - it loads the libraries of scipy, too
 
     return ThreadpoolController()
 
