@@ -13,6 +13,9 @@ from rqlib.core import layers, runtime
 BATCH = 250
 """Number of images in a batch of `mean_distance`."""
 
+LARGE_VARIANCE = 10.0
+"""Signals of a larger running variance, mean over channels, are measured in units of that variance."""
+
 
 def keeping(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> BatchNorm, of those that keep running statistics."""
@@ -20,16 +23,21 @@ def keeping(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def distance(norm: nn.Module, x: Tensor) -> Tensor:
-    """``MSE(batch mean, running mean) + MSE(biased batch variance, running variance)``, means over channels.
+    """``MSE(batch mean, running mean) / u + MSE(biased batch variance, running variance) / u^2``, over channels.
 
-    x (B, C, ...) is the input of a BatchNorm with running statistics.
+    x (B, C, ...) is the input of a BatchNorm with running statistics. As in GDFQ (arXiv 2003.03603) u is 1, but if the
+    mean v of the running variances exceeds 10, u is v. Pixels from 0 to 255, or sums of many residual blocks, have
+    variances of thousands; in the square of that unit their layers would outweigh all others and the classes.
     """
     with torch.autocast(x.device.type, enabled=False):
         rows = x.movedim(1, -1).flatten(0, -2).float()  # (B H W, C)
         weights = rows.new_full((1, len(rows)), 1 / len(rows))
         mean = weights @ rows  # a sum as a product: twice as fast as torch.var_mean, which walks channels
         variance = weights @ (rows - mean).square()
-    return F.mse_loss(mean[0], norm.running_mean) + F.mse_loss(variance[0], norm.running_var)
+    usual = norm.running_var.mean()
+    unit = torch.where(usual > LARGE_VARIANCE, usual, 1.0)
+    mean_apart, variance_apart = F.mse_loss(mean[0], norm.running_mean), F.mse_loss(variance[0], norm.running_var)
+    return mean_apart / unit + variance_apart / unit.square()
 
 
 @contextlib.contextmanager
