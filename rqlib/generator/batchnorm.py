@@ -14,7 +14,7 @@ BATCH = 250
 """Number of images in a batch of `mean_distance`."""
 
 LARGE_VARIANCE = 10.0
-"""Signals of a larger running variance, mean over channels, are measured in units of that variance."""
+"""A BatchNorm whose running variances have a larger mean is measured in units of that mean."""
 
 
 def keeping(model: nn.Module) -> dict[str, nn.Module]:
@@ -23,11 +23,12 @@ def keeping(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def distance(norm: nn.Module, x: Tensor) -> Tensor:
-    """``MSE(batch mean, running mean) / u + MSE(biased batch variance, running variance) / u^2``, over channels.
+    """``MSE(batch mean, running mean) / u + MSE(biased batch variance, running variance) / u^2``.
 
-    x (B, C, ...) is the input of a BatchNorm with running statistics. As in GDFQ (arXiv 2003.03603) u is 1, but if the
-    mean v of the running variances exceeds 10, u is v. Pixels from 0 to 255, or sums of many residual blocks, have
-    variances of thousands; in the square of that unit their layers would outweigh all others and the classes.
+    Both are means over channels; x (B, C, ...) is the input of a BatchNorm with running statistics. u is 1 as in GDFQ
+    (arXiv 2003.03603), or the mean of the running variances if that exceeds `LARGE_VARIANCE`. Layers behind pixels from
+    0 to 255, or behind sums of many residual blocks, have variances of thousands; with u = 1 they would outweigh all
+    other layers and the classes.
     """
     with torch.autocast(x.device.type, enabled=False):
         rows = x.movedim(1, -1).flatten(0, -2).float()  # (B H W, C)
