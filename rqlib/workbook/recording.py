@@ -174,6 +174,7 @@ class Run:
             rows = None if afresh else self._resumable.load().get("rows")
         except BelongsToAnotherError:
             rows = None
+            print(f"{self.notebook}: starts afresh; an interrupted run in {self.folder} had other parameters or code")
         if rows is None:
             shutil.rmtree(self.unfinished(""), ignore_errors=True)
             self._resumable.save(rows=[])

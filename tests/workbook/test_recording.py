@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_with_rows_of_the_same_types(monkeypatch):
 
 
 @pytest.mark.parametrize("changed", ["code", "parameters", "nothing, but the cell ran again in the same kernel"])
-def test_a_run_starts_afresh_with(monkeypatch, outputs, changed):
+def test_a_run_starts_afresh_with(monkeypatch, outputs, changed, capsys):
     folder, seed = str(outputs / "05_robust" / "mine"), 0
     before = interrupt(monkeypatch, run_folder=folder)
     if changed == "code":
@@ -198,6 +198,8 @@ def test_a_run_starts_afresh_with(monkeypatch, outputs, changed):
     assert run.folder == before.folder
     assert run.frame().empty
     assert not run.unfinished("training.pt").exists()
+    said = f"05_robust: starts afresh; an interrupted run in {folder} had other parameters or code"
+    assert (said in capsys.readouterr().out) == (changed in ("code", "parameters"))
 
 
 def test_a_kernel_gives_a_folder_back_when_it_goes_to_another_or_has_finished():
