@@ -140,7 +140,7 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
         return go.Figure(layout={"title": nothing, "height": 170})
     scores = prediction.agreement(frame).set_index(["generator", "attack"])
     generators, attacks = (list(dict.fromkeys(frame[name])) for name in ("generator", "attack"))
-    names = [f"{one}, {attack}: {_claim(scores, one, attack)}" for one in generators for attack in attacks]
+    names = [f"{one}, {attack}:<br>{_claim(scores, one, attack)}" for one in generators for attack in attacks]
     figure = make_subplots(
         len(generators), len(attacks), subplot_titles=names, shared_xaxes="all", shared_yaxes="all",
         horizontal_spacing=0.03, vertical_spacing=0.2 / len(generators),
