@@ -148,11 +148,11 @@ def relative(frame: DataFrame, *, title: str = "What a quantized network keeps: 
     for (one, attack), some in frame.groupby(["generator", "attack"], sort=False):
         place = {"row": generators.index(one) + 1, "col": attacks.index(attack) + 1}
         figure.add_traces(_against(some, showlegend=place == {"row": 1, "col": 1}), place["row"], place["col"])
-    figure.update_annotations(font_size=13)
+    figure.update_annotations(font_size=11)
     figure.update_xaxes(title="on generated images", row=len(generators))
     figure.update_yaxes(title="on test images", col=1)
     legend = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
-    size = {"height": 170 + 270 * len(generators), "margin": {"t": 100, "b": 110}}
+    size = {"height": 185 + 270 * len(generators), "margin": {"t": 115, "b": 110}}
     return figure.update_layout(title=title, legend=legend, **size)
 
 
@@ -162,7 +162,7 @@ def _claim(scores: DataFrame, generator: str, attack: str) -> str:
         return "not measured"
     found = scores.loc[generator, attack]
     error = f"mean error {found.mae:.2f}"
-    return error if math.isnan(found.identity_r2) else f"{error}, R<sup>2</sup> of y = x {found.identity_r2:.2f}"
+    return error if math.isnan(found.identity_r2) else f"{error},<br>R<sup>2</sup> of y = x {found.identity_r2:.2f}"
 
 
 def _against(some: DataFrame, *, showlegend: bool) -> list[go.Scatter]:

@@ -69,7 +69,7 @@ def test_relative_says_its_r2_in_every_panel():
     rows = [pandas.DataFrame({"model": "net", "generator": one, "attack": attack, **kept}) for one, attack in panels]
     figure = figures.relative(pandas.concat(rows))
     titles = [note.text for note in figure.layout.annotations]
-    assert "adjusted, pgd:<br>mean error 0.10, R<sup>2</sup> of y = x 0.75" in titles
+    assert "adjusted, pgd:<br>mean error 0.10,<br>R<sup>2</sup> of y = x 0.75" in titles
     dots = [trace for trace in figure.data if trace.mode == "markers"]
     assert [list(trace.text) for trace in dots] == [["INT_4", "INT_8"]] * 4
     assert [trace.showlegend for trace in dots] == [True, False, False, False]
